@@ -1,0 +1,3 @@
+"""Fine-tuning language models in their last mile: reference outputs, no human preferences."""
+
+__version__ = "0.1.0"

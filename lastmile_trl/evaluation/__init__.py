@@ -1,0 +1,1 @@
+"""Decoding, metrics, significance and the report."""
