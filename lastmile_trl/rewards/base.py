@@ -1,0 +1,80 @@
+"""What all rewards share: reading completions and references, and checking arguments."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+from lastmile_trl.errors import InputError
+
+
+def completion_text(completion: str | list[dict[str, Any]]) -> str:
+    """Return the text of a completion: a string, or the last message of a chat.
+
+    >>> completion_text([{"role": "assistant", "content": "Hello."}])
+    'Hello.'
+    """
+    if isinstance(completion, str):
+        return completion
+    if isinstance(completion, list) and completion and isinstance(completion[-1], dict):
+        content = completion[-1].get("content")
+        if content is None:  # a message that only calls a tool says nothing
+            return ""
+        if isinstance(content, str):
+            return content
+        if isinstance(content, list):  # a message in parts: text, images, ...
+            return "".join(part["text"] for part in content if part["type"] == "text")
+    raise TypeError(f"a completion is a string or a non-empty list of messages, not {completion!r:.80}")
+
+
+def reference_texts(references: str | list[str] | None) -> list[str]:
+    """Return the references of a row as a list: one string, several, or none.
+
+    >>> reference_texts("one"), reference_texts(["one", "two"]), reference_texts(None)
+    (['one'], ['one', 'two'], [])
+    """
+    if references is None:
+        return []
+    if isinstance(references, str):
+        return [references]
+    if isinstance(references, list | tuple) and all(isinstance(text, str) for text in references):
+        return list(references)
+    raise TypeError(f"references are a string or a list of strings, not {references!r:.80}")
+
+
+def nearest(word: str, valid: Iterable[str]) -> str | None:
+    """Return the valid name that looks most like `word`, whatever its case, or None when none does.
+
+    >>> nearest("rougel", ["rouge1", "rougeL"])
+    'rougeL'
+    """
+    by_lower_case = {name.lower(): name for name in valid}
+    matches = difflib.get_close_matches(str(word).lower(), by_lower_case, n=1)
+    return by_lower_case[matches[0]] if matches else None
+
+
+def unknown(what: str, word: Any, valid: Iterable[str]) -> InputError:
+    """Return the error for a name that does not exist: the nearest valid one, and all of them.
+
+    >>> print(unknown("unit", "word", ["words", "characters"]))
+    unit 'word' does not exist: did you mean 'words'? Valid: words, characters.
+    """
+    valid = list(valid)
+    close = nearest(word, valid)
+    hint = f": did you mean '{close}'?" if close else "."
+    return InputError(f"{what} {word!r} does not exist{hint} Valid: {', '.join(valid)}.")
+
+
+def check_choice(key: str, value: Any, valid: Iterable[str]) -> None:
+    """Refuse a value that is not one of `valid`."""
+    valid = list(valid)
+    if value not in valid:
+        raise unknown(key, value, valid)
+
+
+def check_number(key: str, value: Any, *, least: float, exclusive: bool = False) -> None:
+    """Refuse anything but a finite number of at least (or, if exclusive, above) `least`."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < least or (exclusive and value == least):
+        raise InputError(f"{key} must be a number {'above' if exclusive else 'of at least'} {least:g}, not {value!r}.")
