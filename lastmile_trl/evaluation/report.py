@@ -1,0 +1,344 @@
+"""The evaluation as one page that opens anywhere: answer, table, training curves, examples side by side."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+COLOURS = 7
+POINTS = 150
+
+# The curves that say how a run went, in reading order; `*` stands for a reward's or a metric's name.
+CURVES = (
+    "reward",
+    "rewards/*/mean",
+    "eval_reward",
+    "eval_rewards/*/mean",
+    "eval_*",
+    "kl",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "entropy",
+    "loss",
+    "value_loss",
+    "mean_token_accuracy",
+    "reward_std",
+    "frac_reward_zero_std",
+)
+# Logged beside the evaluation's metrics, but about the machine or the spread.
+UNINTERESTING = (
+    "*runtime",
+    "*per_second",
+    "*num_tokens",
+    "*std",
+    "*min_*",
+    "*max_*",
+    "*_terminated_length",
+    "*clip_ratio*",
+    "*sampling/*",
+    "*tools/*",
+)
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 46, 8, 8, 20
+
+
+def write_report(result: dict, histories: dict[str, list[dict]], path: Path, notes: Sequence[str] = ()) -> Path:
+    """Write the comparison `result` and the runs' training `histories` as one HTML file that needs no network.
+
+    `result` is what `compare` returns; `histories` maps a run's name to its logged rows; `notes` are paragraphs shown
+    under the table. Returns `path`.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from lastmile_trl.evaluation.comparison import answer
+
+    environment = Environment(
+        loader=PackageLoader("lastmile_trl"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    runs = list(dict.fromkeys([*(entry["run"] for entry in result["results"]), *histories]))
+    slots = {run: index % COLOURS for index, run in enumerate(runs)}
+    # An unescaped `<` would let a completion close the script element that carries the examples.
+    examples = json.dumps(_browser(result, slots), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = environment.get_template("report.html.jinja").render(
+        title=_title(result),
+        answer=answer(result),
+        rows=result["rows"],
+        baseline=result["baseline"],
+        notes=notes,
+        table=_table(result, slots),
+        curves=_curves(histories, slots),
+        points=POINTS,
+        examples=Markup(examples),
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(page.encode("utf-8", errors="replace"))
+    return path
+
+
+def _title(result: dict) -> str:
+    runs = list(dict.fromkeys(entry["run"] for entry in result["results"]))
+    others = [run for run in runs if run != result["baseline"]]
+    return f"{', '.join(others)} against {result['baseline']}" if others else result["baseline"]
+
+
+# The table
+
+
+def _table(result: dict, slots: dict[str, int]) -> dict:
+    """Rows grouped by decoding, because a difference is always taken at the same decoding."""
+    entries, primary, baseline = result["results"], result["primary"], result["baseline"]
+    decimals = {
+        name: _decimals(_largest(entry["metrics"].get(name) for entry in entries)) for name in result["metrics"]
+    }
+    kinds = {
+        kind: processed
+        for kind, processed in (("difference", False), ("difference_to_postprocessed", True))
+        if any(_of(entry, kind, primary) for entry in entries)
+    }
+    ends = [
+        d[end] for entry in entries for kind in kinds if (d := _of(entry, kind, primary)) for end in ("low", "high")
+    ]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+
+    groups: dict[str, list[dict]] = {}
+    for entry in entries:
+        reference = entry["postprocessed"] if entry["run"] == baseline else None
+        groups.setdefault(entry["decoding"], []).append(
+            {
+                "run": entry["run"],
+                "slot": slots[entry["run"]],
+                "postprocessed": entry["postprocessed"],
+                "baseline": reference is False,
+                "differences": [
+                    "baseline"
+                    if reference is processed
+                    else _whisker(_of(entry, kind, primary), low, high, result["rows"])
+                    for kind, processed in kinds.items()
+                ],
+                "cells": [
+                    _cell(entry["metrics"].get(name), _of(entry, "difference", name), about["better"], decimals[name])
+                    for name, about in result["metrics"].items()
+                ],
+            }
+        )
+    return {
+        "primary": primary,
+        "against": [f"{baseline}, post-processed" if processed else baseline for processed in kinds.values()],
+        "metrics": [{"name": name, "rewarded": about["rewarded"]} for name, about in result["metrics"].items()],
+        "groups": groups,
+    }
+
+
+def _of(entry: dict, kind: str, metric: str | None) -> dict | None:
+    return (entry[kind] or {}).get(metric)
+
+
+def _largest(intervals: Iterable[dict | None]) -> float:
+    return max((abs(interval["mean"]) for interval in intervals if interval), default=0.0)
+
+
+def _cell(interval: dict | None, difference: dict | None, better: str | None, decimals: int) -> dict | None:
+    if interval is None:
+        return None
+    moved = _moved(difference)
+    return {
+        "mean": _number(interval["mean"], decimals),
+        "interval": f"[{_number(interval['low'], decimals)}, {_number(interval['high'], decimals)}]",
+        "moved": moved,
+        "worse": bool(moved and better) and moved != better,
+    }
+
+
+def _moved(difference: dict | None) -> str | None:
+    """Where a difference went beyond doubt: "higher", "lower", or None."""
+    if difference is None or difference["low"] <= 0 <= difference["high"]:
+        return None
+    return "higher" if difference["low"] > 0 else "lower"
+
+
+def _whisker(difference: dict | None, low: float, high: float, rows: int) -> dict | None:
+    """The interval as numbers to read, and as per cent of a line from `low` to `high` to draw."""
+    if difference is None:
+        return None
+    decimals = _decimals(max(abs(difference["low"]), abs(difference["high"])))
+    values = {"zero": 0.0} | {key: difference[key] for key in ("low", "mean", "high")}
+    return {
+        "moved": _moved(difference),
+        "mean": _number(difference["mean"], decimals, sign=True),
+        "interval": f"[{', '.join(_number(difference[end], decimals, sign=True) for end in ('low', 'high'))}]",
+        "rows": difference["rows"] if difference["rows"] < rows else None,
+        "at": {key: round(100 * (value - low) / ((high - low) or 1.0), 2) for key, value in values.items()},
+    }
+
+
+def _decimals(size: float) -> int:
+    """How many decimals show three digits of a number of this size.
+
+    >>> [_decimals(size) for size in (250, 31.4, 2.7, 0.31, 0.004, 0)]
+    [0, 1, 2, 3, 5, 3]
+    """
+    if size == 0 or 0.01 <= size < 1:
+        return 3
+    return min(8, max(0, 2 - math.floor(math.log10(size))))
+
+
+def _number(value: float, decimals: int, sign: bool = False) -> str:
+    """A number with a true minus sign and no negative zero.
+
+    >>> _number(-0.1234, 2), _number(0.5, 1, sign=True), _number(-0.001, 2)
+    ('−0.12', '+0.5', '0.00')
+    """
+    value = round(value, decimals) + 0.0
+    return f"{value:{'+' if sign and value else ''}.{decimals}f}".replace("-", "−")
+
+
+def _finite(value: object) -> float | None:
+    """The value as a float, or None where there is no number to show."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+# The training curves
+
+
+def _curves(histories: dict[str, list[dict]], slots: dict[str, int]) -> dict:
+    """One panel per logged quantity worth a look, one line per run in it."""
+    keys = dict.fromkeys(key for rows in histories.values() for row in rows for key in row)
+    panels, drawn = [], set()
+    for key in _in_order(keys):
+        series = {run: points for run, rows in histories.items() if (points := _points(rows, key))}
+        if series:
+            panels.append(_panel(key, series, slots))
+            drawn.update(series)
+    return {"panels": panels, "runs": [{"name": run, "slot": slots[run]} for run in histories if run in drawn]}
+
+
+def _in_order(keys: Iterable[str]) -> list[str]:
+    """The keys worth a panel, in reading order.
+
+    >>> _in_order(["loss", "eval_runtime", "grad_norm", "eval_words", "reward", "rewards/length/std"])
+    ['reward', 'eval_words', 'loss']
+    """
+    kept = [key for key in keys if key == "reward_std" or not any(fnmatchcase(key, p) for p in UNINTERESTING)]
+    return list(dict.fromkeys(key for pattern in CURVES for key in kept if fnmatchcase(key, pattern)))
+
+
+def _points(rows: list[dict], key: str) -> list[tuple[float, float]]:
+    """The (step, value) pairs, averaged in equal bins where there are too many to tell apart."""
+    pairs = [
+        (step, value)
+        for row in rows
+        if (step := _finite(row.get("step"))) is not None and (value := _finite(row.get(key))) is not None
+    ]
+    size = math.ceil(len(pairs) / POINTS)
+    if size <= 1:
+        return pairs
+    bins = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]
+
+
+def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[str, int]) -> dict:
+    steps = [x for points in series.values() for x, _ in points]
+    values = [y for points in series.values() for _, y in points]
+    first, last, low, high = min(steps), max(steps), min(values), max(values)
+    decimals = max(_decimals(max(abs(low), abs(high))), _decimals(high - low) if high > low else 0)
+
+    def x(step: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * ((step - first) / (last - first) if last > first else 0.5), 1)
+
+    def y(value: float) -> float:
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * ((high - value) / (high - low) if high > low else 0.5), 1)
+
+    lines = [
+        {
+            "run": run,
+            "slot": slots[run],
+            "path": " ".join(f"{x(step)},{y(value)}" for step, value in points),
+            "dots": [(x(step), y(value)) for step, value in points] if len(points) <= 12 else [],
+            "last": f"{run}: {_number(points[-1][1], decimals)} at step {points[-1][0]:.0f}",
+        }
+        for run, points in series.items()
+    ]
+    return {
+        "name": key,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "low": _number(low, decimals),
+        "high": _number(high, decimals),
+        "first": f"{first:.0f}",
+        "last": f"{last:.0f}",
+        "zero": y(0.0) if low < 0 < high else None,
+        "lines": lines,
+    }
+
+
+# The examples
+
+
+def _browser(result: dict, slots: dict[str, int]) -> dict:
+    """What the page's script needs: a column per output, and per example the texts and values in that order."""
+    metrics = list(result["metrics"])
+    entries = [(entry["run"], entry["decoding"], entry["postprocessed"]) for entry in result["results"]]
+    examples = []
+    for example in result["examples"]:
+        outputs = {(o["run"], o["decoding"], o["postprocessed"]): o for o in example["outputs"]}
+        examples.append(
+            {
+                "prompt": _plain(example["prompt"]),
+                "references": example["references"],
+                "outputs": [_output(outputs.get(entry), metrics) for entry in entries],
+            }
+        )
+    first = entries[0][1]
+    return {
+        "metrics": metrics,
+        "baseline": entries.index((result["baseline"], first, False))
+        if (result["baseline"], first, False) in entries
+        else None,
+        "columns": [
+            {
+                "run": run,
+                "how": decoding + (", post-processed" if postprocessed else ""),
+                "slot": slots[run],
+                "shown": decoding == first,
+            }
+            for run, decoding, postprocessed in entries
+        ],
+        "examples": examples,
+    }
+
+
+def _output(output: dict | None, metrics: list[str]) -> dict | None:
+    if output is None:
+        return None
+    values = [_finite(output["metrics"].get(name)) for name in metrics]
+    return {"text": output["text"], "values": [None if v is None else float(f"{v:.6g}") for v in values]}
+
+
+def _plain(prompt: str | list[dict]) -> str:
+    """A prompt as text; of a conversation every message with its role before it.
+
+    >>> _plain([{"role": "user", "content": "Hello?"}])
+    'user: Hello?'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{message['role']}: {_content(message['content'])}" for message in prompt)
+
+
+def _content(content: str | list[dict] | None) -> str:
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content)
+    return content or ""
