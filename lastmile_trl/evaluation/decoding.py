@@ -1,0 +1,175 @@
+"""Completions of held-out prompts, tokenised as TRL tokenises them in training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lastmile_trl.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Output:
+    """One completion: its text, its generated tokens (the end token included), and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+def decode(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[str | list[dict]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[Output]:
+    """Complete every prompt once, in order; temperature 0 is greedy.
+
+    Every row draws from a random generator of its own, seeded by `seed` and its position, so a sample depends on the
+    batch size and its neighbours only through the rounding of padded batches, and torch's global state is not touched.
+    The model's own generation settings are set aside, except its end tokens. A model in training comes back as it was;
+    a sharded one must be gathered first (`trl.models.unwrap_model_for_generation`).
+    """
+    import torch
+
+    prompt_ids = _tokenize(tokenizer, prompts)
+    end_ids = _end_ids(model, tokenizer)
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompt_ids[row]))
+    outputs: dict[int, Output] = {}
+    with torch.no_grad(), _evaluating(model), _neutral_generation_config(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            sampling = _sampling(rows, temperature, top_p, seed, model.device) if temperature > 0 else []
+            completions = _complete(
+                model, tokenizer, [prompt_ids[row] for row in rows], max_new_tokens, end_ids, sampling
+            )
+            texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+            for row, ids, text in zip(rows, completions, texts, strict=True):
+                outputs[row] = Output(text=text, tokens=len(ids), ended=bool(ids) and ids[-1] in end_ids)
+            if on_batch is not None:
+                on_batch(len(outputs), len(prompts))
+    return [outputs[row] for row in range(len(prompts))]
+
+
+def _tokenize(tokenizer: Any, prompts: list[str | list[dict]]) -> list[list[int]]:
+    if not prompts:
+        return []
+    if isinstance(prompts[0], str):
+        ids = tokenizer(text=prompts)["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(
+            conversation=prompts, add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+    for row, tokens in enumerate(ids):
+        if not tokens:
+            raise InputError(f"The prompt of row {row} holds no tokens; give it at least one word.")
+    return ids
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    candidates = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
+    return list(dict.fromkeys(token for token in candidates if token is not None))
+
+
+def _complete(
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, end_ids: list[int], sampling: list
+) -> list[list[int]]:
+    """The token ids that follow each prompt, up to and including the first end token."""
+    import torch
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    width = max(len(ids) for ids in prompts)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_ids or [0])[0]
+    input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,  # training switches it off in the model's config
+        eos_token_id=end_ids or None,
+        pad_token_id=pad,
+        bos_token_id=tokenizer.bos_token_id,
+        disable_compile=True,
+    )
+    generated = model.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        generation_config=settings,
+        logits_processor=LogitsProcessorList(sampling),
+    )
+    return [_up_to_end(ids, end_ids) for ids in generated[:, width:].tolist()]
+
+
+def _up_to_end(ids: list[int], end_ids: list[int]) -> list[int]:
+    end = next((position for position, token in enumerate(ids) if token in end_ids), len(ids) - 1)
+    return ids[: end + 1]
+
+
+def _sampling(rows: list[int], temperature: float, top_p: float, seed: int, device: torch.device) -> list:
+    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+    warpers = [TemperatureLogitsWarper(float(temperature))] if temperature != 1.0 else []
+    if top_p < 1.0:
+        warpers.append(TopPLogitsWarper(top_p))
+    return [*warpers, _GumbelNoise(rows, seed, device)]
+
+
+class _GumbelNoise:
+    """Turns the greedy choice into a sample: argmax(logits + Gumbel noise) is distributed as softmax(logits)."""
+
+    def __init__(self, rows: list[int], seed: int, device: torch.device):
+        import torch
+
+        # consecutive numbers are poor seeds for torch's generator, Python's own mixes them
+        seeds = [random.Random(f"{seed}/{row}").getrandbits(63) for row in rows]
+        self.generators = [torch.Generator(device).manual_seed(number) for number in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - noise.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode, which also switches gradient checkpointing off, then every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _neutral_generation_config(model: Any) -> Iterator[None]:
+    """Without this, `generate` fills what our settings leave open from the model's own ones."""
+    from transformers import GenerationConfig
+
+    # a PEFT model and the model inside it may both hold one
+    own = [(module, module.generation_config) for module in model.modules() if "generation_config" in vars(module)]
+    for module, _ in own:
+        module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for module, config in own:
+            module.generation_config = config

@@ -1,0 +1,71 @@
+"""What is measured on every output: the given metrics, and four plain counts no reward can hide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lastmile_trl.errors import InputError
+
+if TYPE_CHECKING:
+    from lastmile_trl.evaluation.decoding import Output
+    from lastmile_trl.rewards import Reward
+
+# what counts as better; the number of words has no better
+ALWAYS_MEASURED = {"words": None, "length_ratio": None, "ended": "higher", "repeated_3grams": "lower"}
+
+
+def per_row(
+    outputs: Sequence[Output], rows: Sequence[dict[str, Any]], metrics: Sequence[Reward]
+) -> dict[str, list[float | None]]:
+    """One value per row and metric: the given metrics first, then `words`, `length_ratio`, `ended`, `repeated_3grams`.
+
+    The metrics are called as TRL calls rewards: with `prompts`, `completions` (messages where the prompts are) and the
+    other columns as lists.
+    """
+    for metric in metrics:
+        if metric.name in ALWAYS_MEASURED:
+            raise InputError(f"The metric name {metric.name} is taken by a built-in one; give yours another `name:`.")
+    texts = [output.text for output in outputs]
+    columns = _columns(rows)
+    completions = [_completion(text, row["prompt"]) for text, row in zip(texts, rows, strict=True)]
+    values = {metric.name: list(metric(completions, **columns)) for metric in metrics}
+    return values | {
+        "words": [float(len(text.split())) for text in texts],
+        "length_ratio": [length_ratio(text, row["references"]) for text, row in zip(texts, rows, strict=True)],
+        "ended": [float(output.ended) for output in outputs],
+        "repeated_3grams": [repeated_3grams(text) for text in texts],
+    }
+
+
+def length_ratio(text: str, references: Sequence[str]) -> float | None:
+    """Words of the text per word of the reference nearest in length; None without a reference that holds words.
+
+    >>> length_ratio("one two three", ["one two", "one two three four five six"])
+    1.5
+    """
+    words = len(text.split())
+    lengths = [length for reference in references if (length := len(reference.split()))]
+    if not lengths:
+        return None
+    return words / min(lengths, key=lambda length: (abs(length - words), length))
+
+
+def repeated_3grams(text: str) -> float:
+    """Share of the text's word 3-grams that occurred before in it.
+
+    >>> repeated_3grams("a b c a b c")  # of abc, bca, cab, abc the last is a repeat
+    0.25
+    """
+    words = text.split()
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list]:
+    names = [name for name in (rows[0] if rows else {}) if name not in ("prompt", "completion")]
+    return {"prompts": [row["prompt"] for row in rows]} | {name: [row[name] for row in rows] for name in names}
+
+
+def _completion(text: str, prompt: str | list[dict]) -> str | list[dict]:
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
