@@ -1,0 +1,388 @@
+"""The ``lastmile`` command: words to calls. Nothing heavy is imported until a command needs it."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import InputError, RunError
+from .screen import note
+
+EXAMPLES = """examples:
+  lastmile quickstart                          the whole pipeline on this machine, offline
+  lastmile copy samsum my_task                 recipes to edit
+  lastmile check my_task/grpo.yaml             what would go wrong, before a model loads
+  lastmile run my_task training.seed=1         all stages of a folder, in order
+  lastmile run my_task/grpo.yaml --accelerate multi_gpu --num_processes 8
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit code 2 for wrong input, 1 for a failed run."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        arguments.insert(0, "stage")  # `accelerate launch -m lastmile_trl STAGE.yaml key=value`
+    words = _parser().parse_args(arguments)
+    debug = words.debug or "LASTMILE_DEBUG" in os.environ
+    try:
+        sys.exit(words.call(words))
+    except (InputError, RunError) as error:
+        if debug:
+            raise
+        note(f"Error: {error}")
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except BrokenPipeError:  # `lastmile recipes | head`
+        sys.stdout = None
+        sys.exit(0)
+    except KeyboardInterrupt:
+        note("Stopped. The same command goes on from the last checkpoint.")
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        note(f"Error: {type(error).__name__}: {error}".rstrip() + " (--debug shows where)")
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lastmile",
+        description="Fine-tune a language model in its last mile: reference outputs, no human preferences.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, call, help: str | None) -> argparse.ArgumentParser:
+        words = {"help": help, "description": help} if help else {}
+        added = commands.add_parser(name, allow_abbrev=False, **words)
+        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        added.set_defaults(call=call)
+        return added
+
+    quickstart = command("quickstart", _quickstart, "the embedded pipeline, offline: SFT, GRPO, evaluation, report")
+    quickstart.add_argument("--seed", type=int, default=0)
+    quickstart.add_argument("--output", default="runs/quickstart", help="folder for the three runs")
+    _add_launch_words(quickstart)
+
+    command("recipes", _recipes, "the shipped recipes, a line each")
+
+    copy = command("copy", _copy, "copy a shipped recipe, or a folder of them, to edit")
+    copy.add_argument("name")
+    copy.add_argument("destination", type=Path)
+
+    check = command("check", _check, "find what would stop a recipe, before a model loads")
+    check.add_argument("recipe", nargs="+", help="recipes, folders, and section.key=value overrides")
+    check.add_argument("--num_processes", type=int, default=1)
+
+    run = command("run", _run, "run recipes in order, each stage under accelerate launch")
+    run.add_argument("recipe", nargs="+", help="recipes, folders, and section.key=value overrides")
+    _add_launch_words(run)
+
+    score = command("score", _score, "rewards for the rows of a file with a `prediction` and a `references` column")
+    score.add_argument("file", type=Path)
+    score.add_argument("--reward", action="append", required=True, metavar="NAME[:k=v,...]")
+    score.add_argument("--json", action="store_true", help="print every row as a line of JSON")
+
+    evaluate = command("evaluate", _evaluate, "compare runs on held-out rows, the baseline first")
+    evaluate.add_argument("run", nargs="+", help="run folders or models")
+    evaluate.add_argument("--data", required=True, help="the recipe whose data and evaluation sections to use")
+    evaluate.add_argument("--output", type=Path, help="default: runs/evaluate/<names of the runs>")
+
+    report = command("report", _report, "rebuild report.html from what a run folder holds")
+    report.add_argument("run", nargs="+", type=Path)
+
+    generate = command("generate", _generate, "try a run or a model")
+    generate.add_argument("run", type=Path)
+    prompts = generate.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", help="the whole prompt, as the model sees it")
+    prompts.add_argument("--file", help="rows that the run's recipe makes prompts of")
+    generate.add_argument("--max_new_tokens", type=int, default=256)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+
+    merge = command("merge", _merge, "merge an adapter into its unquantised base: a plain model")
+    merge.add_argument("run", type=Path)
+    merge.add_argument("destination", type=Path)
+
+    push = command("push", _push, "push a run to the Hugging Face Hub, with its card")
+    push.add_argument("run", type=Path)
+    push.add_argument("repo", help="me/my-model")
+    push.add_argument("--public", dest="private", action="store_false", help="the default is a private repository")
+    push.add_argument("--private", dest="private", action="store_true", default=True, help=argparse.SUPPRESS)
+    push.add_argument("--merge", action="store_true", help="push a plain model instead of an adapter")
+    push.add_argument("--revision")
+
+    stage = command("stage", _stage, None)  # what accelerate launch starts
+    stage.add_argument("recipe")
+    stage.add_argument("override", nargs="*")
+    return parser
+
+
+def _add_launch_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--accelerate", help="a shipped accelerate config (cpu, single_gpu, multi_gpu, ...) or a file")
+    parser.add_argument("--num_processes", type=int)
+    parser.add_argument("--force", action="store_true", help="run again what is finished, replace what is there")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipes and the exact commands")
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Recipes apart from overrides."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    return [word for word in words if word not in overrides], overrides
+
+
+# --- recipes -------------------------------------------------------------------------------------------------------
+
+
+def _recipes(words: argparse.Namespace) -> int:
+    from .recipe import shipped, shipped_names
+
+    for name in shipped_names():
+        first = (shipped("recipes") / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        _print(f"{name:26}{first.lstrip('# ')}")
+    return 0
+
+
+def _copy(words: argparse.Namespace) -> int:
+    from .recipe import locate, shipped
+
+    source = locate(words.name)
+    if shipped("recipes") not in source.parents:
+        raise InputError(f"{words.name!r} is a path here, not a shipped recipe; `lastmile recipes` lists those.")
+    destination = words.destination
+    if source.is_file() and (destination.is_dir() or not destination.suffix):
+        destination = destination / source.name
+    if destination.exists():
+        raise InputError(f"{destination} exists already: choose another place, or delete it.")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, destination) if source.is_dir() else shutil.copy(source, destination)
+    _print(str(destination))
+    return 0
+
+
+# --- check and run -------------------------------------------------------------------------------------------------
+
+
+def _check(words: argparse.Namespace) -> int:
+    from .preflight import check
+    from .recipe import collect
+
+    recipes = collect(*_split(words.recipe))
+    problems, upcoming = 0, set()
+    for recipe in recipes:
+        findings = check(recipe, words.num_processes, upcoming)
+        upcoming.add(recipe.run)
+        _print(f"{recipe.source}: {'to mend' if findings.problems else 'nothing to mend'}")
+        for number, problem in enumerate(findings.problems, 1):
+            _print(f"  {number}. {problem}")
+        for text in findings.notes:
+            _print(f"  - {text}")
+        problems += len(findings.problems)
+    return 2 if problems else 0
+
+
+def _run(words: argparse.Namespace) -> int:
+    from .recipe import collect
+
+    names, overrides = _split(words.recipe)
+    recipes = collect(names, overrides)
+    return _run_stages(recipes, {recipe.run: overrides for recipe in recipes}, words)
+
+
+def _run_stages(recipes: list, overrides: dict[Path, list[str]], words: argparse.Namespace) -> int:
+    """Check all stages first, then run them in order, each in its own process, up to the first failure."""
+    from .launch import Launch
+    from .preflight import check
+
+    launch = Launch.choose(words.accelerate, words.num_processes)
+    upcoming: set[Path] = set()
+    for recipe in recipes:
+        if words.dry_run:
+            _print(f"# {recipe.source}\n{recipe.yaml()}# {launch.shell(recipe, overrides[recipe.run])}\n")
+        elif not _skips(recipe, words, upcoming):
+            findings = check(recipe, launch.processes, upcoming, words.force)
+            if findings.problems:
+                raise InputError(f"{recipe.source}: {findings.problems[0]}")
+        upcoming.add(recipe.run)
+    if words.dry_run:
+        return 0
+    for number, recipe in enumerate(recipes, 1):
+        title = f"stage {number} of {len(recipes)}: {recipe.method} -> {recipe.run}"
+        if _skips(recipe, words, set()):
+            note(f"{title}: finished already, skipped (--force runs it again)")
+            continue
+        note(title)
+        started = time.monotonic()
+        if words.force:
+            shutil.rmtree(recipe.run, ignore_errors=True)
+        code = subprocess.run(
+            launch.command(recipe, overrides[recipe.run]), env=launch.environment(words.debug)
+        ).returncode
+        if code:
+            note(f"{title} failed; the stages after it were not started.")
+            return 1
+        note(f"{title}: done in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def _skips(recipe, words: argparse.Namespace, upcoming: set[Path]) -> bool:
+    from .train import is_done
+
+    return not words.force and is_done(recipe) and not upcoming & {Path(start) for start in recipe.starts_from}
+
+
+def _stage(words: argparse.Namespace) -> int:
+    import logging
+    import warnings
+
+    # Said by TRL and transformers about their own code, at every start.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from .recipe import load
+    from .train import run
+
+    run(load(words.recipe, words.override))
+    return 0
+
+
+def _quickstart(words: argparse.Namespace) -> int:
+    from .recipe import load, shipped
+
+    runs = {name: Path(words.output, name) for name in ("sft", "grpo", "evaluate")}
+    seed = f"training.seed={words.seed}"
+    overrides = {
+        "sft": [seed],
+        "grpo": [seed, f"model.model_name_or_path={runs['sft']}"],
+        "evaluate": [f"evaluation.runs=[{runs['sft']},{runs['grpo']}]"],
+    }
+    overrides = {name: [*more, f"training.output_dir={runs[name]}"] for name, more in overrides.items()}
+    recipes = [load(shipped("recipes") / "quickstart" / f"{name}.yaml", overrides[name]) for name in runs]
+    code = _run_stages(recipes, {runs[name]: overrides[name] for name in runs}, words)
+    if code == 0 and not words.dry_run:
+        _show(runs["evaluate"])
+    return code
+
+
+# --- looking at results --------------------------------------------------------------------------------------------
+
+
+def _show(run: Path) -> None:
+    """The comparison of a run folder: table, answer, where the page is."""
+    from rich.console import Console
+
+    from .evaluation.comparison import answer, table
+
+    result = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    Console(width=None if sys.stdout.isatty() else 200).print(table(result))
+    _print(answer(result))
+    _print(f"Report: {run / 'report.html'}")
+
+
+def _score(words: argparse.Namespace) -> int:
+    from datasets import load_dataset
+
+    from . import rewards
+    from .data import FILES
+
+    if not words.file.is_file() or words.file.suffix not in FILES:
+        raise InputError(f"{words.file} is not a file we read: use {', '.join(FILES)}.")
+    chosen = rewards.build([_reward_entry(text) for text in words.reward])
+    rows = load_dataset(FILES[words.file.suffix], data_files=str(words.file), split="train").to_list()
+    scores = rewards.score(chosen, rows)
+    if words.json:
+        for row in scores:
+            _print(json.dumps(row))
+        return 0
+    for reward in chosen:
+        values = [row[reward.name] for row in scores if row[reward.name] is not None]
+        mean = f"{sum(values) / len(values):.4f}" if values else "–"
+        _print(f"{reward.name:24}{mean}  ({len(values)} of {len(rows)} rows)")
+    return 0
+
+
+def _reward_entry(text: str) -> dict:
+    """``rouge:variant=rouge1,stem=false`` -> an entry of a recipe's rewards."""
+    from omegaconf import OmegaConf
+
+    name, _, arguments = text.partition(":")
+    if arguments and "=" not in arguments.split(":")[0]:  # package.module:attribute[:k=v]
+        attribute, _, arguments = arguments.partition(":")
+        name = f"{name}:{attribute}"
+    pairs = [pair for pair in arguments.split(",") if pair]
+    if any("=" not in pair for pair in pairs):
+        raise InputError(f"--reward {text!r}: write NAME:key=value,key=value.")
+    return {name: OmegaConf.to_container(OmegaConf.from_dotlist(pairs))}
+
+
+def _evaluate(words: argparse.Namespace) -> int:
+    from . import train
+    from .recipe import Recipe, load
+
+    source = load(words.data)
+    names = train.short_names(words.run)
+    output = words.output or Path("runs", "evaluate", "-vs-".join(name.replace("/", "_") for name in names))
+    evaluation = {**source.values.get("evaluation", {}), "runs": words.run}
+    evaluation.setdefault("max_new_tokens", source.training.get("max_completion_length", train.NEW_TOKENS))
+    values = {"data": source.values["data"], "evaluation": evaluation, "training": {"output_dir": str(output)}}
+    train.run(Recipe(Path(words.data), {"method": "evaluate", **values}))
+    _show(output)
+    return 0
+
+
+def _report(words: argparse.Namespace) -> int:
+    from .evaluation.report import write_report
+    from .train import history, short_names, stored_recipe
+
+    for run in words.run:
+        stored = stored_recipe(run)
+        if stored is None or not (run / "evaluation.json").exists():
+            raise InputError(f"{run} holds no recipe.yaml and evaluation.json to report on: is it a finished run?")
+        result = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+        runs = short_names(stored.evaluation.runs) if stored.method == "evaluate" else {run.name: run}
+        histories = {name: history(path) for name, path in runs.items()}
+        _print(str(write_report(result, histories, run / "report.html", stored.evaluation.notes)))
+    return 0
+
+
+def _generate(words: argparse.Namespace) -> int:
+    from . import data, models, train
+
+    settings = {"max_new_tokens": words.max_new_tokens, "temperature": words.temperature}
+    if words.prompt is not None:
+        prompts = [words.prompt]
+    else:
+        from dataclasses import replace
+
+        stored = train.stored_recipe(words.run)
+        if stored is None:
+            raise InputError(f"{words.run} holds no recipe.yaml to make prompts of --file with: use --prompt.")
+        rows = data._read(replace(stored.data, path=words.file), stored.data.split)
+        tokenizer = models.load_tokenizer(str(words.run))
+        prompts = list(data.with_prompts(rows, stored.data, tokenizer, [])["prompt"])
+    for text in train.generate(words.run, prompts, **settings):
+        _print(text.strip() if words.prompt is not None else json.dumps(text.strip(), ensure_ascii=False))
+    return 0
+
+
+def _merge(words: argparse.Namespace) -> int:
+    from .hub import merge
+
+    _print(str(merge(words.run, words.destination)))
+    return 0
+
+
+def _push(words: argparse.Namespace) -> int:
+    from .hub import push
+
+    _print(push(words.run, words.repo, private=words.private, merge=words.merge, revision=words.revision))
+    return 0
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,273 @@
+"""Rows to prompts, completions and references: the same prompt in SFT, RL and evaluation."""
+
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .recipe import Data, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+# Names that TRL passes to rewards itself, or takes for images and tools.
+TAKEN = {"prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric",
+         "image", "images", "tools", "environment", "environments"}  # fmt: skip
+
+
+@dataclass
+class Rows:
+    """Training and held-out rows with a ``references`` column of lists, and what a person should know about them."""
+
+    train: "Dataset"
+    held_out: "Dataset"
+    notes: list[str] = field(default_factory=list)
+
+
+def load(data: Data) -> Rows:
+    """Read the rows, check the columns, set the held-out rows aside, drop or refuse empty ones."""
+    train = _read(data, data.split)
+    if data.eval_split:
+        held_out = _read(data, data.eval_split)
+    else:
+        if len(train) <= data.held_out:
+            raise InputError(
+                f"data.path {data.path!r} has {len(train)} rows, too few to set data.held_out={data.held_out} aside: "
+                "lower it or name data.eval_split."
+            )
+        # One fixed order, so that every stage on these rows holds out the same ones.
+        shuffled = train.shuffle(seed=0)
+        held_out, train = shuffled.take(data.held_out), shuffled.skip(data.held_out)
+    rows = Rows(train, held_out)
+    if data.max_rows:
+        rows.train = rows.train.take(min(data.max_rows, len(rows.train)))
+    rows.train = _clean(rows.train, data, data.split, rows.notes)
+    rows.held_out = _clean(rows.held_out, data, data.eval_split or "held out", rows.notes)
+    return rows
+
+
+def _read(data: Data, split: str) -> "Dataset":
+    from datasets import Dataset, disable_progress_bars, get_dataset_split_names, load_dataset
+
+    disable_progress_bars()
+    if data.path.startswith("synthetic:"):
+        from . import synthetic
+
+        return Dataset.from_list(synthetic.load(data.path.removeprefix("synthetic:"), split))
+    path = Path(data.path).expanduser()
+    if not path.exists() and (path.suffix in FILES or data.path[0] in "./~"):
+        raise InputError(f"data.path {data.path!r} does not exist: check the path, relative to {Path.cwd().name}/.")
+    if path.is_file() and path.suffix not in FILES:
+        raise InputError(f"data.path {data.path!r} is not a file we read: use {', '.join(FILES)} or a hub id.")
+    try:
+        if path.is_file():
+            return load_dataset(FILES[path.suffix], data_files=str(path), split="train")
+        return load_dataset(str(path) if path.exists() else data.path, data.name, revision=data.revision, split=split)
+    except ValueError as error:
+        if "nknown split" not in str(error):
+            raise InputError(f"data.path {data.path!r} cannot be read: {_first_line(error)}") from error
+        names = get_dataset_split_names(data.path, data.name, revision=data.revision)
+        raise InputError(f"data.path {data.path!r} has no split {split!r}; it has {', '.join(names)}.") from error
+    except ConnectionError as error:
+        raise InputError(
+            f"data.path {data.path!r} is not a file here, not in the cache, and the Hub cannot be reached "
+            "(offline?): check the path or the connection."
+        ) from error
+    except Exception as error:  # datasets raises many kinds, each with the reason in its first line
+        raise InputError(f"data.path {data.path!r} cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") + "."
+
+
+def _clean(rows: "Dataset", data: Data, split: str, notes: list[str]) -> "Dataset":
+    """Check the columns, make ``references`` a list, leave out rows with nothing to read or nothing to learn."""
+    columns = rows.column_names
+    for key, column in [("references", data.references), ("shorten", data.shorten)]:
+        if column is not None and column not in columns:
+            raise InputError(
+                f"data.{key}: no column {column!r} in {data.path!r}{nearest(column, columns)}; "
+                f"columns are {', '.join(columns)}."
+            )
+    used = template_columns(data)
+    for column in used:
+        if column not in columns:
+            raise InputError(
+                f"data.{'prompt' if data.prompt else 'messages'}: no column {column!r} in {data.path!r}"
+                f"{nearest(column, columns)}; columns are {', '.join(columns)}."
+            )
+    if taken := TAKEN & set(columns) - {*used, data.references}:
+        notes.append(f"Column {', '.join(sorted(taken))} is left out: TRL uses the name itself.")
+
+    sources = [data.shorten] if data.shorten else used
+    references = [_texts(value) for value in rows[data.references]]
+    empty_references = {index for index, texts in enumerate(references) if not texts}
+    empty_prompts = {
+        index
+        for index, row in enumerate(rows.select_columns(sources) if sources else [])
+        if not any(_text(value).strip() for value in row.values())
+    }
+    if "references" in columns:
+        rows = rows.remove_columns("references")
+    rows = rows.add_column("references", references)
+    if found := len(empty_references | empty_prompts):
+        problem = (
+            f"{split}: {found} of {len(rows)} rows have an empty prompt ({len(empty_prompts)}) "
+            f"or an empty reference ({len(empty_references)})"
+        )
+        first = min(empty_references | empty_prompts)
+        if data.strict or found == len(rows):
+            raise InputError(f"{problem}, the first is row {first}: mend data.path {data.path!r}.")
+        notes.append(f"{problem}; they are left out.")
+        keep = set(range(len(rows))) - empty_references - empty_prompts
+        rows = rows.select(sorted(keep))
+    return rows.remove_columns(sorted(taken))
+
+
+def _texts(value: Any) -> list[str]:
+    """The non-empty references of a row.
+
+    >>> _texts("a"), _texts(["a", " ", None, "b"]), _texts(None)
+    (['a'], ['a', 'b'], [])
+    """
+    values = value if isinstance(value, list) else [value]
+    return [text.strip() for text in map(_text, values) if text.strip()]
+
+
+def _text(value: Any) -> str:
+    """A column's value inside a prompt: lists are joined by commas, missing values are empty."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return str(value)
+
+
+# --- prompts -------------------------------------------------------------------------------------------------------
+
+
+def template_columns(data: Data) -> list[str]:
+    """The columns a template names, in order.
+
+    >>> template_columns(Data(path="x", prompt="{a}: {b} {{json}} {a}"))
+    ['a', 'b']
+    """
+    templates = [data.prompt] if data.prompt else [message["content"] for message in data.messages]
+    try:
+        names = [name for text in templates for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+    except ValueError as error:
+        raise InputError(f"data.prompt is not a template: {error}; write {{{{ and }}}} for braces.") from error
+    return list(dict.fromkeys(names))
+
+
+def render(data: Data, row: dict) -> str | list[dict]:
+    """The prompt of a row, plain text or chat messages.
+
+    >>> render(Data(path="x", prompt="{topic}: {words} "), {"topic": "pets", "words": ["cat", "dog"]})
+    'pets: cat, dog'
+    """
+    values = {column: _text(row[column]) for column in template_columns(data)}
+
+    def fill(text: str) -> str:
+        return "".join(
+            literal + (values[name] if name is not None else "")
+            for literal, name, _, _ in string.Formatter().parse(text)
+        )
+
+    if data.prompt:
+        # A trailing space would be a token of its own, which no completion in SFT ever follows.
+        return fill(data.prompt).rstrip(" ")
+    return [{**message, "content": fill(message["content"])} for message in data.messages]
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: list) -> list[list[int]]:
+    """Token ids of prompts, as TRL's trainers make them."""
+    if isinstance(prompts[0], str):
+        return tokenizer(text=prompts)["input_ids"]
+    return tokenizer.apply_chat_template(
+        conversation=prompts, add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"]
+
+
+def with_prompts(rows: "Dataset", data: Data, tokenizer: "PreTrainedTokenizerBase", notes: list[str]) -> "Dataset":
+    """Add the ``prompt`` column, its one long field shortened to fit ``data.max_prompt_tokens``."""
+    columns = template_columns(data)
+    long = data.shorten or (columns[0] if len(columns) == 1 else None)
+    shortened = 0
+
+    def build(batch: dict[str, list]) -> dict[str, list]:
+        nonlocal shortened
+        batch_rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        prompts = [render(data, row) for row in batch_rows]
+        for index, ids in enumerate(prompt_ids(tokenizer, prompts)):
+            if len(ids) > data.max_prompt_tokens:
+                prompts[index] = _shorten(data, batch_rows[index], long, len(ids), tokenizer)
+                shortened += 1
+        return {"prompt": prompts}
+
+    # Not cached: the count of shortened prompts is a result too.
+    rows = rows.map(build, batched=True, batch_size=500, load_from_cache_file=False)
+    if shortened:
+        notes.append(f"{shortened} of {len(rows)} prompts had {long} cut to fit {data.max_prompt_tokens} tokens.")
+    return rows
+
+
+def _shorten(data: Data, row: dict, column: str | None, tokens: int, tokenizer: "PreTrainedTokenizerBase") -> Any:
+    if column is None:
+        raise InputError(
+            f"A prompt has {tokens} tokens, more than data.max_prompt_tokens={data.max_prompt_tokens}: "
+            "name the column that may be cut in data.shorten."
+        )
+    text = _text(row[column])
+    ends = [end for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    keep = len(ends)
+    # Cutting can merge or split a token at the seam, so measure again after each cut.
+    while tokens > data.max_prompt_tokens and keep > 0:
+        keep = max(0, keep - (tokens - data.max_prompt_tokens))
+        row = {**row, column: text[: ends[keep - 1]] if keep else ""}
+        tokens = len(prompt_ids(tokenizer, [render(data, row)])[0])
+    if keep == 0:
+        raise InputError(
+            f"The prompt without {column!r} already has {tokens} tokens, and data.max_prompt_tokens="
+            f"{data.max_prompt_tokens} leaves no room for it: raise it or shorten the instruction."
+        )
+    return render(data, row)
+
+
+def sft_rows(rows: "Dataset", data: Data, tokenizer: "PreTrainedTokenizerBase", notes: list[str]) -> "Dataset":
+    """One ``prompt``/``completion`` pair for every reference of every row."""
+    limit, left_out = data.max_reference_tokens, 0
+
+    def pairs(batch: dict[str, list]) -> dict[str, list]:
+        nonlocal left_out
+        result: dict[str, list] = {"prompt": [], "completion": []}
+        for prompt, references in zip(batch["prompt"], batch["references"], strict=True):
+            for reference in references:
+                if limit and len(tokenizer(reference, add_special_tokens=False)["input_ids"]) > limit:
+                    left_out += 1
+                    continue
+                result["prompt"].append(prompt)
+                result["completion"].append(completion(prompt, reference))
+        return result
+
+    result = rows.map(pairs, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
+    if left_out:
+        notes.append(f"{left_out} references longer than data.max_reference_tokens={limit} are left out of training.")
+    if not len(result):
+        raise InputError(f"Every reference is longer than data.max_reference_tokens={limit}: raise it.")
+    return result
+
+
+def completion(prompt: str | list[dict], reference: str) -> str | list[dict]:
+    """What SFT teaches to follow a prompt; a plain one that ends in a word is followed by a space.
+
+    >>> completion("Summary:", "All is well."), completion("Summary:\\n", "All is well.")
+    (' All is well.', 'All is well.')
+    """
+    if not isinstance(prompt, str):
+        return [{"role": "assistant", "content": reference}]
+    return reference if prompt[-1:].isspace() or not prompt else f" {reference}"

@@ -1,0 +1,75 @@
+"""How a stage is started: ``accelerate launch`` with a shipped or own config."""
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .recipe import Recipe, nearest, shipped
+
+
+@dataclass(frozen=True)
+class Launch:
+    """An accelerate config and a number of processes."""
+
+    config: Path
+    processes: int
+    cpu: bool
+
+    @classmethod
+    def choose(cls, name: str | None, processes: int | None) -> "Launch":
+        """The config asked for; by default the one for this machine: cpu, single_gpu or multi_gpu."""
+        if name is None:
+            gpu = shutil.which("nvidia-smi") or shutil.which("rocm-smi") or sys.platform == "darwin"
+            name = "cpu" if not gpu else "multi_gpu" if (processes or 1) > 1 else "single_gpu"
+        config = _locate(name)
+        values = _read(config)
+        return cls(config, processes or int(values.get("num_processes") or 1), bool(values.get("use_cpu")))
+
+    def command(self, recipe: Recipe, overrides: list[str]) -> list[str]:
+        """The exact command; printed by --dry-run it can be pasted into a shell."""
+        # Without --multi_gpu accelerate starts one process on a CPU, whatever the number says.
+        several = ["--multi_gpu"] if self.cpu and self.processes > 1 else []
+        return [
+            sys.executable, "-m", "accelerate.commands.launch", "--quiet",
+            "--config_file", str(self.config), *several, "--num_processes", str(self.processes),
+            "-m", "lastmile_trl", str(recipe.source), *overrides,
+        ]  # fmt: skip
+
+    def shell(self, recipe: Recipe, overrides: list[str]) -> str:
+        """The command as one line for a shell."""
+        return shlex.join(self.command(recipe, overrides))
+
+    def environment(self, debug: bool) -> dict[str, str]:
+        """What the stage's processes inherit."""
+        extra: dict[str, Any] = {"LASTMILE_PROCESSES": str(self.processes)}
+        if self.cpu:
+            extra["ACCELERATE_USE_CPU"] = "true"
+        if debug:
+            extra["LASTMILE_DEBUG"] = "1"
+        return {"TOKENIZERS_PARALLELISM": "false", **os.environ, **extra}
+
+
+def _locate(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    folder = shipped("accelerate_configs")
+    if (folder / f"{name}.yaml").is_file():
+        return folder / f"{name}.yaml"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    raise InputError(
+        f"--accelerate {name!r} is no file and no shipped config{nearest(name, names)}: {', '.join(names)}."
+    )
+
+
+def _read(config: Path) -> dict[str, Any]:
+    import yaml
+
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise InputError(f"--accelerate {config}: not an accelerate config; `accelerate config` writes one.")
+    return values

@@ -1,0 +1,114 @@
+"""The tokenizer and the model a stage starts from, as ``trl.ModelConfig`` describes them."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .screen import note
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import ModelConfig
+
+# Tokens that models reserve for padding or for nothing, tried in this order.
+SPARE_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>",
+                "<|endoftext|>", "<unk>", "[UNK]")  # fmt: skip
+
+
+def read_json(model: str, name: str, revision: str | None = None) -> dict[str, Any] | None:
+    """A small file of a model folder or hub repository, without loading the model; None where it has no such file."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        file = folder / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if folder.is_absolute() or model[:1] in "./~" or model.count("/") > 1:
+        raise InputError(
+            f"model.model_name_or_path {model!r} is not a folder here: check the path, or run its stage first."
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
+    except LocalEntryNotFoundError as error:
+        if name != "config.json":  # offline, a file that the cache lacks is as good as absent
+            return None
+        raise InputError(
+            f"model.model_name_or_path {model!r} is not a folder here, not in the cache, and the Hub cannot be "
+            "reached (offline?): check the name or the connection."
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise InputError(f"model.model_name_or_path {model!r} is neither a folder here nor a hub id.") from error
+    except HfHubHTTPError as error:
+        raise InputError(
+            f"model.model_name_or_path {model!r} cannot be read from the Hub ({error.response.status_code}): check the "
+            "name, or log in with `hf auth login` if it is private or gated."
+        ) from error
+
+
+def adapter_base(model: str, revision: str | None = None) -> str | None:
+    """The base model of an adapter, None for a plain model."""
+    adapter = read_json(model, "adapter_config.json", revision)
+    return adapter and adapter["base_model_name_or_path"]
+
+
+def load_tokenizer(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer, padding on the left as generation needs, with a pad token that is not the end token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        model, revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
+    )
+    if tokenizer.eos_token is None:
+        raise InputError(f"The tokenizer of {model!r} has no end-of-text token, so no model could learn to stop.")
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        vocabulary = tokenizer.get_vocab()
+        spare = next((t for t in SPARE_TOKENS if t in vocabulary and t != tokenizer.eos_token), None)
+        if spare is None:
+            note(
+                f"The tokenizer of {model!r} has no token to spare for padding, so its end token pads too. Training "
+                "masks padding by position, so the end is still learned."
+            )
+        tokenizer.pad_token = spare or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: "ModelConfig", trust_remote_code: bool = False, trainable: bool = False) -> "PreTrainedModel":
+    """The model; an adapter comes on its base, which is quantised if the config says so.
+
+    A ``trainable`` adapter goes on being trained: TRL keeps a frozen copy of it as the KL reference.
+    """
+    from peft import PeftModel
+    from trl import get_quantization_config
+    from trl.trainer.utils import create_model_from_path
+
+    path, revision = config.model_name_or_path, config.model_revision
+    base = adapter_base(path, revision)
+    model = create_model_from_path(
+        base or path,
+        trust_remote_code=trust_remote_code,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        quantization_config=get_quantization_config(config),
+        **({} if base else {"revision": revision}),
+    )
+    if not base:
+        return model
+    return PeftModel.from_pretrained(
+        model, path, is_trainable=trainable, **({} if Path(path).is_dir() else {"revision": revision})
+    )
+
+
+def new_adapter(config: "ModelConfig") -> "PeftConfig | None":
+    """The LoRA to put on a plain model; None without ``use_peft``, or when the model is an adapter that goes on."""
+    from trl import get_peft_config
+
+    if not config.use_peft or adapter_base(config.model_name_or_path, config.model_revision):
+        return None
+    return get_peft_config(config)

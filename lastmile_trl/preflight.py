@@ -1,0 +1,233 @@
+"""Everything that can be known before a model loads, found in seconds."""
+
+import importlib.util
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import data as data_module
+from . import rewards
+from .errors import InputError
+from .models import adapter_base, read_json
+from .recipe import METHODS, RL, Recipe
+from .schema import default
+
+ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "led", "blenderbot", "m2m_100"}
+SAMPLE = 50  # rows that the rewards are tried on
+
+
+@dataclass
+class Findings:
+    """What a check found: what must be mended, and what is good to know."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check(recipe: Recipe, processes: int = 1, upcoming: Collection[Path] = (), force: bool = False) -> Findings:
+    """Look for everything that would stop the recipe; ``upcoming`` are run folders that earlier stages will make."""
+    findings = Findings()
+    checks: list[Callable[[], None]] = [
+        lambda: _check_run_folder(recipe, force),
+        lambda: _check_models(recipe, upcoming),
+        lambda: _check_packages(recipe),
+        lambda: _check_data(recipe, processes, findings.notes),
+        lambda: _check_hub(recipe),
+    ]
+    for step in checks:
+        try:
+            step()
+        except InputError as error:
+            findings.problems.append(str(error))
+    return findings
+
+
+def _check_run_folder(recipe: Recipe, force: bool) -> None:
+    """A run folder belongs to one recipe; `--force` says that the old run may go."""
+    if force or not recipe.run.exists():
+        return
+    difference = stored_difference(recipe)
+    if difference:
+        raise InputError(
+            f"{recipe.run} holds another recipe's run ({difference}): set another training.output_dir, "
+            "or replace it with --force."
+        )
+    if not (recipe.run / "recipe.yaml").exists() and any(recipe.run.iterdir()):
+        raise InputError(f"{recipe.run} holds files that are not a run of ours: set another training.output_dir.")
+
+
+def stored_difference(recipe: Recipe) -> str | None:
+    """How a stored run's recipe differs from this one: the first differing key, None if it does not."""
+    from omegaconf import OmegaConf
+
+    stored = recipe.run / "recipe.yaml"
+    if not stored.exists():
+        return None
+    old, new = _flat(OmegaConf.to_container(OmegaConf.load(stored))), _flat(recipe.values)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            return f"{key} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}"
+    return None
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def _check_models(recipe: Recipe, upcoming: Collection[Path]) -> None:
+    model = recipe.model
+    if model.get("load_in_4bit") and model.get("load_in_8bit"):
+        raise InputError("model.load_in_4bit and model.load_in_8bit exclude each other: keep one.")
+    quantised = model.get("load_in_4bit") or model.get("load_in_8bit")
+    if quantised and not model.get("use_peft"):
+        raise InputError("A quantised model cannot be trained itself: set model.use_peft: true for LoRA.")
+    if quantised and recipe.training.get("use_vllm"):
+        raise InputError(
+            "training.use_vllm does not work with a quantised model, as packed weights cannot be sent to vLLM: "
+            "set use_vllm: false, or drop load_in_4bit."
+        )
+    for start in recipe.starts_from:
+        if Path(start) not in upcoming and not start.startswith("synthetic:"):
+            _check_start(start, recipe)
+
+
+def _check_start(start: str, recipe: Recipe) -> None:
+    revision = recipe.model.get("model_revision", "main")
+    base = adapter_base(start, revision)
+    config = read_json(base or start, "config.json", None if base else revision)
+    if config is None:
+        raise InputError(
+            f"{start!r} holds no model: no config.json and no adapter_config.json; has its stage finished?"
+        )
+    if config.get("is_encoder_decoder") or config.get("model_type") in ENCODER_DECODERS:
+        raise InputError(
+            f"{start!r} is a sequence-to-sequence model ({config.get('model_type')}), which TRL's trainers cannot "
+            "train: use a decoder-only model such as Qwen, Llama or GPT-2."
+        )
+    if base and recipe.method != "evaluate":
+        _check_adapter(start, recipe)
+
+
+def _check_adapter(start: str, recipe: Recipe) -> None:
+    """An adapter goes on being trained as it is."""
+    if not recipe.model.get("use_peft"):
+        raise InputError(
+            f"{start!r} is a LoRA adapter: set model.use_peft: true to go on training it, or make it a plain model "
+            f"with `lastmile merge {start} DEST`."
+        )
+    adapter = read_json(start, "adapter_config.json", recipe.model.get("model_revision", "main"))
+    for key, name in {"lora_r": "r", "lora_alpha": "lora_alpha"}.items():
+        if key in recipe.model and recipe.model[key] != adapter.get(name):
+            raise InputError(
+                f"model.{key} is {recipe.model[key]}, but the adapter {start!r} that goes on being trained has "
+                f"{adapter.get(name)}: drop the key or use the same value."
+            )
+
+
+# --- packages ------------------------------------------------------------------------------------------------------
+
+EXTRAS = {"bitsandbytes": "quantization", "vllm": "vllm", "trackio": "tracking", "tensorboard": "tracking",
+          "wandb": None, "deepspeed": "deepspeed"}  # fmt: skip
+
+
+def _check_packages(recipe: Recipe) -> None:
+    needed = {}
+    if recipe.model.get("load_in_4bit") or recipe.model.get("load_in_8bit"):
+        needed["bitsandbytes"] = "4-bit and 8-bit models"
+    if recipe.training.get("use_vllm"):
+        needed["vllm"] = "training.use_vllm"
+    reports = recipe.training.get("report_to") or []
+    for tracker in [reports] if isinstance(reports, str) else reports:
+        if tracker not in ("none", "all"):
+            needed[tracker] = f"training.report_to: {tracker}"
+    for package, purpose in needed.items():
+        if importlib.util.find_spec(package) is None:
+            extra = EXTRAS.get(package)
+            command = f"pip install 'lastmile-trl[{extra}]'" if extra else f"pip install {package}"
+            raise InputError(f"{purpose} needs the package {package}, which is not installed: {command}.")
+
+
+# --- data, rewards, batches ----------------------------------------------------------------------------------------
+
+
+def _check_data(recipe: Recipe, processes: int, notes: list[str]) -> None:
+    prompts = prompts_per_generation(recipe, processes) if recipe.method in RL else 0
+    chosen = rewards.build(recipe.rewards)
+    metrics = rewards.build(recipe.evaluation.metrics)
+    rows = data_module.load(recipe.data)
+    notes += rows.notes
+    notes.append(f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out.")
+    for reward in [*chosen, *metrics]:
+        for column in reward.needs:
+            if column not in rows.train.column_names:
+                raise InputError(
+                    f"Reward {reward.name!r} needs a column {column!r}, which {recipe.data.path!r} has not; columns "
+                    f"are {', '.join(rows.train.column_names)}."
+                )
+    if len(rows.train) < prompts:  # TRL would train nothing, without a word
+        raise InputError(
+            f"{recipe.data.path!r} has {len(rows.train)} rows to train on, but one step takes {prompts} prompts: lower "
+            "training.per_device_train_batch_size or training.gradient_accumulation_steps."
+        )
+    if chosen:
+        _try_rewards(chosen, rows, notes)
+
+
+def prompts_per_generation(recipe: Recipe, processes: int) -> int:
+    """How many prompts one round of generation takes; refuses what TRL would refuse after the model has loaded."""
+
+    def value(key: str) -> int | None:
+        return recipe.training.get(key, default(METHODS[recipe.method], key))
+
+    batch, group = value("per_device_train_batch_size") * processes, value("num_generations")
+    completions, steps = value("generation_batch_size"), value("steps_per_generation")
+    if group < 2:
+        raise InputError(f"training.num_generations is {group}, but {recipe.method} compares at least 2 completions.")
+    if completions and steps:
+        raise InputError("Set training.generation_batch_size or training.steps_per_generation, not both.")
+    if completions and completions % batch:
+        raise InputError(
+            f"training.generation_batch_size={completions} must be a multiple of the batch of all processes, "
+            f"{batch} (per_device_train_batch_size x {processes} processes)."
+        )
+    completions = completions or batch * (steps or value("gradient_accumulation_steps"))
+    if completions % group:
+        raise InputError(
+            f"{completions} completions are generated at once (per_device_train_batch_size x {processes} processes x "
+            f"gradient_accumulation_steps), which is no multiple of training.num_generations={group}: change one."
+        )
+    return completions // group
+
+
+def _try_rewards(chosen: list[rewards.Reward], rows: data_module.Rows, notes: list[str]) -> None:
+    """Score references against themselves and against other rows: a reward that cannot tell them apart is no use."""
+    sample = rows.train.take(min(SAMPLE, len(rows.train))).to_list()
+    right = [row["references"][0] for row in sample]
+    wrong = right[1:] + right[:1]
+    random.Random(0).shuffle(wrong)
+    for reward in chosen:
+        means = []
+        for completions in (right, wrong):
+            scored = rewards.score([reward], [{**r, "prediction": c} for r, c in zip(sample, completions, strict=True)])
+            values = [row[reward.name] for row in scored if row[reward.name] is not None]
+            if not values:
+                raise InputError(f"Reward {reward.name!r} can score none of the first {len(sample)} references.")
+            means.append(sum(values) / len(values))
+        notes.append(f"{reward.name}: {means[0]:.3f} for the references, {means[1]:.3f} for those of other rows.")
+
+
+def _check_hub(recipe: Recipe) -> None:
+    if recipe.hub.push:
+        from .hub import check_access
+
+        check_access(recipe.hub.repo)

@@ -1,0 +1,373 @@
+"""A recipe is one YAML file, one stage: read, checked against the dataclass of each section, overridden, put in order."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .schema import accepts, annotations
+
+
+@dataclass
+class Data:
+    """Where the rows come from and how they become prompts."""
+
+    path: str  # hub id, json/jsonl/csv/parquet file or folder, or synthetic:<name>
+    references: str = "references"  # column with one text or a list of texts
+    prompt: str | None = None  # template over columns, plain text
+    messages: list | None = None  # the same as chat messages: [{role, content}, ...]
+    name: str | None = None  # configuration of a hub data set
+    revision: str | None = None
+    split: str = "train"
+    eval_split: str | None = None  # held-out rows; without it `held_out` rows are set aside from `split`
+    held_out: int = 200
+    shorten: str | None = None  # the column that is cut when the prompt is too long
+    max_prompt_tokens: int = 512
+    max_reference_tokens: int | None = None  # longer references are left out of SFT: a cut one teaches not to end
+    max_rows: int | None = None
+    strict: bool = False  # refuse rows with an empty prompt or reference, do not just count them
+
+
+@dataclass
+class Evaluation:
+    """What is measured on held-out rows, during and after training."""
+
+    every: int | None = None  # steps between two looks during training
+    rows: int = 200
+    metrics: list = field(default_factory=lambda: ["rouge", "length", "repetition"])
+    max_new_tokens: int | None = None  # default: training.max_completion_length
+    batch_size: int = 32
+    sampled: bool = True  # also sample once per row, beside greedy decoding
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    runs: list | None = None  # for `method: evaluate`: run folders, the first is the baseline
+    postprocess: list | None = None  # runs that are also shown post-processed; default: the baseline
+    notes: list = field(default_factory=list)  # paragraphs for the report
+
+
+@dataclass
+class Hub:
+    """Where the result goes."""
+
+    push: bool = False
+    repo: str | None = None
+    private: bool = True
+    merge: bool = False  # push a plain model, the adapter merged into its base
+    revision: str | None = None
+
+
+@dataclass
+class EvaluateConfig:
+    """The `training` section of `method: evaluate`: only where the results go."""
+
+    output_dir: str
+
+
+METHODS = {  # method -> the class of its `training` section
+    "sft": "trl.trainer.sft_config:SFTConfig",
+    "grpo": "trl.trainer.grpo_config:GRPOConfig",
+    "rloo": "trl.trainer.rloo_config:RLOOConfig",
+    "evaluate": "lastmile_trl.recipe:EvaluateConfig",
+}
+RL = ("grpo", "rloo")
+SECTIONS = {  # section -> its class; `training` depends on the method, `rewards` is a list
+    "model": "trl.trainer.model_config:ModelConfig",
+    "data": "lastmile_trl.recipe:Data",
+    "evaluation": "lastmile_trl.recipe:Evaluation",
+    "hub": "lastmile_trl.recipe:Hub",
+}
+
+# Keys that the config classes have, or had, and that a recipe says elsewhere.
+HINTS = {
+    "torch_dtype": "it is called model.dtype now",
+    "warmup_ratio": "it is called training.warmup_steps now: a number below 1 is a share of all steps",
+    "max_prompt_length": "prompts are shortened by data.max_prompt_tokens, and only in the column data.shorten",
+    "max_seq_length": "set data.max_prompt_tokens and data.max_reference_tokens instead: they never cut the end off",
+    "max_length": "set data.max_prompt_tokens and data.max_reference_tokens instead: they never cut the end off",
+    "overwrite_output_dir": "use `lastmile run --force` to replace an earlier run",
+    "reward_weights": "write the weight beside each reward: `- rouge: {weight: 1.0}`",
+    "model_init_kwargs": "use the model section",
+    "push_to_hub": "use the hub section: `hub: {push: true, repo: me/my-model}`",
+    "hub_model_id": "use hub.repo",
+    "hub_private_repo": "use hub.private",
+    "hub_token": "log in with `hf auth login` or set HF_TOKEN: a token in a recipe ends up in files",
+    "eval_strategy": "use evaluation.every",
+    "eval_steps": "use evaluation.every",
+    "do_eval": "use evaluation.every",
+    "resume_from_checkpoint": "`lastmile run` continues an unfinished run by itself",
+    "eos_token": "the tokenizer's own end token is used in training and evaluation alike",
+}
+
+
+@dataclass
+class Recipe:
+    """One stage: what a YAML file and the overrides on the command line say."""
+
+    source: Path
+    values: dict[str, Any]  # the resolved file: what --dry-run prints and recipe.yaml keeps
+
+    def __post_init__(self):
+        _check(self.values, self.source)
+
+    @property
+    def method(self) -> str:
+        """What the stage does."""
+        return self.values["method"]
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Keys of ``trl.ModelConfig``."""
+        return self.values.get("model", {})
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Keys of the method's TRL config."""
+        return self.values["training"]
+
+    @property
+    def rewards(self) -> list:
+        """The entries of the rewards section."""
+        return self.values.get("rewards", [])
+
+    @cached_property
+    def data(self) -> Data:
+        """The data section."""
+        return Data(**self.values["data"])
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The evaluation section, with its defaults."""
+        return Evaluation(**self.values.get("evaluation", {}))
+
+    @cached_property
+    def hub(self) -> Hub:
+        """The hub section, with its defaults."""
+        return Hub(**self.values.get("hub", {}))
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return Path(self.training["output_dir"])
+
+    @property
+    def starts_from(self) -> list[str]:
+        """The models or run folders this stage needs before it can start."""
+        if self.method == "evaluate":
+            return list(self.evaluation.runs or [])
+        return [self.model["model_name_or_path"]]
+
+    def yaml(self) -> str:
+        """The resolved recipe as text."""
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_yaml(OmegaConf.create(self.values))
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply ``section.key=value`` overrides.
+
+    >>> recipe = load("recipes/samsum/grpo.yaml", ["training.learning_rate=2e-5", "rewards.rouge.weight=0.5"])
+    >>> recipe.training["learning_rate"], recipe.rewards[0]["rouge"]["weight"]
+    (2e-05, 0.5)
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = locate(path)
+    text = path.read_text(encoding="utf-8")
+    if resolver := re.search(r"\$\{[^}]*:[^}]*\}", text + " ".join(overrides)):
+        raise InputError(f"{path}: {resolver[0]} is not allowed, only another key as in ${{training.seed}}.")
+    try:
+        config = OmegaConf.create(text)
+        if not OmegaConf.is_dict(config) or not config:
+            raise InputError(f"{path} holds no recipe: expected sections such as `method:` and `data:`.")
+        for override in overrides:
+            _override(config, override)
+        values = OmegaConf.to_container(config, resolve=True)
+    except YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise InputError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or error}.") from error
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}.") from error
+    if not isinstance(values.get("training", {}), dict):
+        raise InputError(f"{path}: section `training` must hold `key: value` lines, not {values['training']!r}.")
+    values["training"] = {"output_dir": _default_run(path), **values.get("training", {})}
+    return Recipe(path, values)
+
+
+def _override(config: Any, text: str) -> None:
+    """``a.b=value``; a reward is named as ``rewards.<name>.<argument>``."""
+    from omegaconf import OmegaConf
+
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key and key != "method":
+        raise InputError(f"{text!r} is not an override: write section.key=value, as in training.learning_rate=2e-5.")
+    section, *rest = key.split(".")
+    if section == "rewards" and rest and not rest[0].isdigit():
+        rest[0] = _reward_place(config, rest[0])
+    value = OmegaConf.to_container(OmegaConf.create(f"v: {value or 'null'}"))["v"]
+    OmegaConf.update(config, ".".join([section, *rest]), value, merge=False)
+
+
+def _reward_place(config: Any, name: str) -> str:
+    """Where a reward's arguments stand, ``0.rouge``; an entry that is a bare name gets arguments to override."""
+    entries = config.get("rewards") or []
+    for index, entry in enumerate(entries):
+        kind, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+        if name in (kind, (arguments or {}).get("name")):
+            if isinstance(entry, str):
+                entries[index] = {kind: {}}
+            return f"{index}.{kind}"
+    raise InputError(f"The recipe has no reward {name!r} to override.")
+
+
+def _default_run(path: Path) -> str:
+    """``recipes/samsum/grpo.yaml`` -> ``runs/samsum/grpo``."""
+    parts = path.with_suffix("").parts
+    if "recipes" in parts:
+        parts = parts[len(parts) - parts[::-1].index("recipes") :]
+    elif path.is_absolute():
+        parts = parts[-1:]
+    return str(Path("runs", *parts))
+
+
+def _check(values: dict[str, Any], source: Path) -> None:
+    """Refuse unknown sections and keys, wrong types and missing keys, naming the nearest valid one."""
+    method = values.get("method")
+    if method not in METHODS:
+        problem = (
+            "has no `method:`" if method is None else f"has the unknown method {method!r}{nearest(method, METHODS)}"
+        )
+        raise InputError(f"{source} {problem}; methods are {', '.join(METHODS)}.")
+    known = {name: annotations(path) for name, path in {**SECTIONS, "training": METHODS[method]}.items()}
+    sections = ["method", "rewards", *known]
+    for name, section in values.items():
+        if name not in sections:
+            raise InputError(f"{source}: unknown section {name!r}{nearest(name, sections)}.")
+        if name == "rewards" and not isinstance(section, list):
+            raise InputError(f"{source}: section `rewards` must be a list: `- rouge: {{weight: 1.0}}`.")
+        if name not in known:
+            continue
+        if not isinstance(section, dict):
+            raise InputError(f"{source}: section `{name}` must hold `key: value` lines, not {section!r}.")
+        for key, value in section.items():
+            _check_key(name, key, value, known, source)
+    _check_required(values, source)
+
+
+def _check_key(section: str, key: str, value: Any, known: dict[str, dict[str, str]], source: Path) -> None:
+    if key in HINTS:
+        raise InputError(f"{source}: {section}.{key} is not used here: {HINTS[key]}.")
+    if key not in known[section]:
+        elsewhere = [other for other in known if key in known[other]]
+        hint = f": it belongs in section `{elsewhere[0]}`" if elsewhere else nearest(key, known[section])
+        raise InputError(f"{source}: unknown key {section}.{key}{hint}.")
+    annotation = known[section][key]
+    if not accepts(annotation, value):
+        raise InputError(f"{source}: {section}.{key} must be {annotation.replace(' | ', ' or ')}, not {value!r}.")
+
+
+def _check_required(values: dict[str, Any], source: Path) -> None:
+    method, data, evaluation = values["method"], values.get("data", {}), values.get("evaluation", {})
+    if "path" not in data:
+        raise InputError(f"{source}: data.path is missing: a hub id, a file or folder, or synthetic:<name>.")
+    if ("prompt" in data) == ("messages" in data):
+        raise InputError(f"{source}: give either data.prompt (plain text) or data.messages (chat).")
+    if method == "evaluate":
+        if not evaluation.get("runs"):
+            raise InputError(f"{source}: evaluation.runs is missing: the run folders to compare, the baseline first.")
+        if "model" in values or "rewards" in values:
+            raise InputError(f"{source}: `method: evaluate` takes its models from evaluation.runs and has no rewards.")
+        return
+    if not values.get("model", {}).get("model_name_or_path"):
+        raise InputError(f"{source}: model.model_name_or_path is missing: a hub id, a model folder or an earlier run.")
+    if method in RL and not values.get("rewards"):
+        raise InputError(f"{source}: `method: {method}` needs rewards, for example `- rouge: {{weight: 1.0}}`.")
+    if method not in RL and values.get("rewards"):
+        raise InputError(f"{source}: `method: {method}` does not use rewards; measure them in evaluation.metrics.")
+    if values.get("hub", {}).get("push") and not values["hub"].get("repo"):
+        raise InputError(f"{source}: hub.push is true but hub.repo is missing: write repo: me/my-model.")
+
+
+def nearest(name: Any, known: Sequence[str]) -> str:
+    """``, did you mean 'x'?`` for the closest known name, or nothing.
+
+    >>> nearest("learning_rat", ["learning_rate", "seed"])
+    ", did you mean 'learning_rate'"
+    """
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f", did you mean {close[0]!r}" if close else ""
+
+
+# --- finding files -------------------------------------------------------------------------------------------------
+
+
+def shipped(folder: str) -> Path:
+    """A folder that ships with the package: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    return package / folder if (package / folder).is_dir() else package.parent / folder
+
+
+def locate(name: str | Path) -> Path:
+    """A recipe file or folder: a path, or the name of a shipped one such as ``samsum/grpo``."""
+    path = Path(name)
+    if path.exists():
+        return path
+    inside = Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path
+    for candidate in (inside, inside.with_suffix(".yaml")):
+        if not inside.is_absolute() and (shipped("recipes") / candidate).exists():
+            return shipped("recipes") / candidate
+    raise InputError(
+        f"No recipe {str(name)!r}: not a file or folder here, and not a shipped recipe"
+        f"{nearest(inside.with_suffix(''), shipped_names())}; `lastmile recipes` lists those."
+    )
+
+
+def shipped_names() -> list[str]:
+    """The shipped recipes, by name: ``samsum/grpo``."""
+    root = shipped("recipes")
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def collect(names: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[Recipe]:
+    """The recipes to run, in the order given; a folder's recipes come after the stages they start from."""
+    recipes = []
+    for name in names:
+        path = locate(name)
+        if path.is_dir():
+            files = sorted(path.rglob("*.yaml"))
+            if not files:
+                raise InputError(f"{path} holds no recipe: no .yaml file in the folder.")
+            recipes += _in_order([load(file, overrides) for file in files])
+        else:
+            recipes.append(load(path, overrides))
+    runs: dict[Path, Recipe] = {}
+    for recipe in recipes:
+        if recipe.run in runs:
+            raise InputError(
+                f"{recipe.source} and {runs[recipe.run].source} both write to {recipe.run}: "
+                "set another training.output_dir in one of them."
+            )
+        runs[recipe.run] = recipe
+    return recipes
+
+
+def _in_order(recipes: list[Recipe]) -> list[Recipe]:
+    """Stable topological order: a stage comes after every stage whose run folder it starts from."""
+    ordered: list[Recipe] = []
+    waiting = list(recipes)
+    while waiting:
+        pending = {recipe.run for recipe in waiting}
+        ready = [r for r in waiting if not pending & {Path(start) for start in r.starts_from} - {r.run}]
+        if not ready:
+            raise InputError(f"{waiting[0].source} and {waiting[-1].source} start from each other.")
+        ordered += ready
+        waiting = [recipe for recipe in waiting if recipe not in ready]
+    return ordered

@@ -1,0 +1,102 @@
+"""Which keys a config class takes, read from its source: importing TRL's classes costs seconds, a typo should not."""
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Bases that a module imports from a package's front door, and the module they live in.
+_HOMES = {"TrainingArguments": "transformers.training_args"}
+
+
+def annotations(path: str) -> dict[str, str]:
+    """Field name -> annotation of the dataclass at ``module:Class``, its bases included.
+
+    >>> annotations("trl.trainer.model_config:ModelConfig")["lora_r"]
+    'int'
+    """
+    return {name: ast.unparse(node.annotation) for name, node in _fields(path).items()}
+
+
+def default(path: str, name: str) -> Any:
+    """The default of a field, where the source writes it as a constant.
+
+    >>> default("trl.trainer.grpo_config:GRPOConfig", "num_generations")
+    8
+    """
+    value = _fields(path)[name].value
+    if isinstance(value, ast.Call):
+        value = next(keyword.value for keyword in value.keywords if keyword.arg == "default")
+    return ast.literal_eval(value)
+
+
+@cache
+def _fields(path: str) -> dict[str, ast.AnnAssign]:
+    module, name = path.split(":")
+    tree = _tree(module)
+    definition = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    fields = {}
+    for base in definition.bases:
+        if isinstance(base, ast.Name) and (home := _home(base.id, module, tree)):
+            fields |= _fields(f"{home}:{base.id}")
+    return fields | {
+        node.target.id: node
+        for node in definition.body
+        if isinstance(node, ast.AnnAssign) and not node.target.id.startswith("_")
+    }
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    package, *rest = module.split(".")
+    # Finding a top-level package does not import it.
+    folder = Path(importlib.util.find_spec(package).origin).parent
+    return ast.parse(folder.joinpath(*rest).with_suffix(".py").read_text(encoding="utf-8"))
+
+
+def _home(name: str, module: str, tree: ast.Module) -> str | None:
+    """The module that defines a base class, None for one that has no fields to offer."""
+    if name in _HOMES:
+        return _HOMES[name]
+    if any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body):
+        return module
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names) and node.level:
+            return ".".join([*module.split(".")[: -node.level], node.module])
+    return None
+
+
+_TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "list": list, "dict": dict}
+
+
+def accepts(annotation: str, value: object) -> bool:
+    """Whether a value from YAML fits an annotation; annotations it does not know accept everything.
+
+    >>> accepts("float | None", 1), accepts("int", 2.5), accepts("bool", 1), accepts("str | list[str]", ["a"])
+    (True, False, False, True)
+    """
+    types = []
+    for part in _union(annotation):
+        kind = part.split("[")[0].strip("'\" ")
+        if kind == "None":
+            types.append(type(None))
+        elif kind in _TYPES:
+            types.append(_TYPES[kind])
+        else:
+            return True
+    if isinstance(value, bool):  # a bool is an int to Python, not to a reader
+        return bool in types
+    return any(isinstance(value, kind) for kind in types)
+
+
+def _union(annotation: str) -> list[str]:
+    """The members of ``A | B[C | D]``, without splitting inside brackets."""
+    parts, depth = [""], 0
+    for char in annotation:
+        depth += (char == "[") - (char == "]")
+        if char == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts]

@@ -1,0 +1,496 @@
+"""One stage, in this process: model and data to trainer, training, evaluation, card."""
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import data as data_module
+from . import models, rewards
+from .errors import InputError, RunError
+from .recipe import METHODS, RL, Recipe
+from .screen import note
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, Trainer
+    from trl import ModelConfig
+
+    from .evaluation.decoding import Output
+
+TRAINERS = {"sft": "trl:SFTTrainer", "grpo": "trl:GRPOTrainer", "rloo": "trl:RLOOTrainer"}
+PACKAGES = ("lastmile-trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
+NEW_TOKENS = 256  # generated in evaluation where neither recipe nor method says
+
+
+def run(recipe: Recipe) -> None:
+    """Run the stage and fill its run folder."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=on_cpu())
+    expected = int(os.environ.get("LASTMILE_PROCESSES", state.num_processes))
+    if state.num_processes != expected:
+        raise RunError(
+            f"{expected} processes were asked for, but {state.num_processes} started: use another --accelerate."
+        )
+    started = time.monotonic()
+    if state.is_main_process:
+        recipe.run.mkdir(parents=True, exist_ok=True)
+        (recipe.run / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
+        _write_environment(recipe, state)
+    state.wait_for_everyone()
+    compare(recipe) if recipe.method == "evaluate" else _train(recipe)
+    if state.is_main_process:
+        if recipe.method != "evaluate":
+            _write_card(recipe.run)
+        _write_environment(recipe, state, seconds=time.monotonic() - started)
+        if recipe.hub.push:
+            _push(recipe)
+    state.wait_for_everyone()
+
+
+def on_cpu() -> bool:
+    """Whether this process computes on the CPU, by lack of an accelerator or by wish."""
+    import torch
+
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
+
+
+def _load_class(path: str) -> type:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+def _train(recipe: Recipe) -> None:
+    from accelerate import PartialState
+    from transformers.trainer_utils import get_last_checkpoint
+
+    trainer, held_out = _build(recipe)
+    for callback in _callbacks(recipe, trainer, held_out):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(recipe.run)))
+    trainer.save_model(str(recipe.run))
+
+    outputs = {}
+    for decoding, settings in _decodings(recipe.evaluation).items():
+        outputs[decoding] = _decode_in_training(trainer, recipe, held_out, settings)
+    if PartialState().is_main_process:
+        for decoding, settings in _decodings(recipe.evaluation).items():
+            _keep_outputs(recipe.run, _fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
+        name = recipe.run.name
+        _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, _reward_names(recipe), [name])
+
+
+def _build(recipe: Recipe) -> "tuple[Trainer, Dataset]":
+    """The method's TRL trainer, and the held-out rows with their prompts."""
+    from accelerate import PartialState
+    from trl import ModelConfig
+
+    arguments = _arguments(recipe)
+    model_config = ModelConfig(**recipe.model)
+    trust = arguments.trust_remote_code
+    if model_config.model_name_or_path.startswith("synthetic:"):
+        from .synthetic import build_base
+
+        base = recipe.run / "base"
+        with PartialState().main_process_first():
+            if not base.exists():
+                build_base(base, seed=arguments.seed)
+        model_config = replace(model_config, model_name_or_path=str(base))
+    tokenizer = models.load_tokenizer(model_config.model_name_or_path, model_config.model_revision, trust)
+    with PartialState().main_process_first():
+        train, held_out, notes = _rows(recipe, tokenizer)
+    if PartialState().is_main_process:
+        for text in notes:
+            note(text)
+    trainer = _load_class(TRAINERS[recipe.method])(
+        model=models.load_model(model_config, trust, trainable=True),
+        args=arguments,
+        train_dataset=train,
+        processing_class=tokenizer,
+        peft_config=models.new_adapter(model_config),
+        **({"reward_funcs": list(rewards.build(recipe.rewards))} if recipe.method in RL else {}),
+    )
+    return trainer, held_out
+
+
+def _arguments(recipe: Recipe) -> Any:
+    """The method's TRL config: what the recipe says, and what this machine and our contract ask for."""
+    arguments = {
+        "run_name": str(recipe.run),
+        "trackio_static_space_id": False,  # trackio would publish the logs on the Hub
+        **recipe.training,
+    }
+    if on_cpu():
+        arguments = {"bf16": False, "dataloader_pin_memory": False, **arguments, "use_cpu": True}
+    if recipe.method == "sft":
+        arguments["max_length"] = None  # data.py has shortened the prompts; TRL would cut the end off
+    else:
+        arguments["reward_weights"] = [reward.weight for reward in rewards.build(recipe.rewards)]
+        arguments = {"log_completions": True, "num_completions_to_print": 0, **arguments}
+    try:
+        return _load_class(METHODS[recipe.method])(**arguments)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{recipe.source}: section `training`: {error}") from error
+
+
+def _rows(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> "tuple[Dataset, Dataset, list[str]]":
+    rows = data_module.load(recipe.data)
+    if recipe.data.messages and not tokenizer.chat_template:
+        raise InputError(
+            f"data.messages needs a chat template, which the tokenizer of {recipe.model['model_name_or_path']!r} has "
+            "not: use data.prompt for a base model."
+        )
+    train = data_module.with_prompts(rows.train, recipe.data, tokenizer, rows.notes)
+    held_out = held_out_rows(recipe, rows, tokenizer)
+    if recipe.method == "sft":
+        train = data_module.sft_rows(train, recipe.data, tokenizer, rows.notes)
+    return train, held_out, rows.notes
+
+
+def held_out_rows(recipe: Recipe, rows: data_module.Rows, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
+    """The held-out rows that evaluation looks at, with their prompts."""
+    chosen = rows.held_out.take(min(recipe.evaluation.rows, len(rows.held_out)))
+    return data_module.with_prompts(chosen, recipe.data, tokenizer, rows.notes)
+
+
+def _reward_names(recipe: Recipe) -> set[str]:
+    return {reward.name for reward in rewards.build(recipe.rewards)}
+
+
+# --- callbacks -----------------------------------------------------------------------------------------------------
+
+
+def _callbacks(recipe: Recipe, trainer: "Trainer", held_out: "Dataset") -> list:
+    """Progress on screen, `history.jsonl`, and a look at the held-out rows every few steps."""
+    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+
+    class Progress(ProgressCallback):
+        """One line: stage, steps, time left, and the number to watch."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            super().on_train_begin(args, state, control, **kwargs)
+            if self.training_bar is not None:
+                self.training_bar.set_description(f"{recipe.method} -> {recipe.run}")
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if self.training_bar is not None:
+                shown = {k: f"{logs[k]:.3f}" for k in ("reward", "loss", "kl") if logs.get(k) is not None}
+                self.training_bar.set_postfix(shown)
+
+    class History(TrainerCallback):
+        """Every logged step as a line of JSON."""
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if state.is_world_process_zero:
+                with (recipe.run / "history.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+    class HeldOut(TrainerCallback):
+        """Greedy outputs for the held-out rows, measured with the evaluation's metrics, logged as `eval_<metric>`."""
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % recipe.evaluation.every:
+                return
+            from .evaluation.metrics import per_row
+
+            outputs = _decode_in_training(trainer, recipe, held_out, {"temperature": 0.0})
+            measured = per_row(outputs, held_out.to_list(), rewards.build(recipe.evaluation.metrics))
+            for name, values in measured.items():
+                if known := [value for value in values if value is not None]:
+                    trainer._metrics["train"][f"eval_{name}"].append(sum(known) / len(known))
+            control.should_log = True
+
+    return [Progress(), History(), *([HeldOut()] if recipe.evaluation.every else [])]
+
+
+# --- decoding ------------------------------------------------------------------------------------------------------
+
+
+def _decodings(evaluation: Any) -> dict[str, dict[str, float]]:
+    """What is decoded, by name: greedy, and once sampled."""
+    settings = {"greedy": {"temperature": 0.0}}
+    if evaluation.sampled:
+        settings["sampled"] = {
+            "temperature": evaluation.temperature,
+            "top_p": evaluation.top_p,
+            "seed": evaluation.seed,
+        }
+    return settings
+
+
+def _max_new_tokens(recipe: Recipe) -> int:
+    return recipe.evaluation.max_new_tokens or recipe.training.get("max_completion_length") or NEW_TOKENS
+
+
+def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", settings: dict) -> "list[Output]":
+    """Each process decodes its share of the rows with the trainer's model; all get all outputs."""
+    from accelerate.utils import gather_object
+    from trl.distributed import DistributedBackend
+    from trl.models.utils import unwrap_model_for_generation
+
+    from .evaluation.decoding import decode
+
+    accelerator = trainer.accelerator
+    share = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    with (
+        unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model,
+        DistributedBackend(accelerator).summon_full_params(trainer.model_wrapped, recurse=False),
+    ):
+        outputs = decode(
+            model,
+            trainer.processing_class,
+            [rows[index]["prompt"] for index in share],
+            max_new_tokens=_max_new_tokens(recipe),
+            batch_size=recipe.evaluation.batch_size,
+            **settings,
+        )
+    by_row = dict(gather_object(list(zip(share, outputs, strict=True))))
+    return [by_row[index] for index in range(len(rows))]
+
+
+def _fingerprint(prompts: list, recipe: Recipe, settings: dict) -> str:
+    """Names a file of outputs by all that decides them, but the model."""
+    said = json.dumps([list(prompts), _max_new_tokens(recipe), settings], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _outputs_file(run: Path, fingerprint: str) -> Path:
+    return run / "outputs" / f"{fingerprint}.jsonl"
+
+
+def _keep_outputs(run: Path, fingerprint: str, outputs: "list[Output]") -> None:
+    """Keep a run's outputs, so that comparing runs does not decode again."""
+    file = _outputs_file(run, fingerprint)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(asdict(output)) + "\n" for output in outputs), encoding="utf-8")
+
+
+def _kept_outputs(run: Path, fingerprint: str) -> "list[Output] | None":
+    from .evaluation.decoding import Output
+
+    file = _outputs_file(run, fingerprint)
+    if not file.exists():
+        return None
+    return [Output(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+# --- comparing runs ------------------------------------------------------------------------------------------------
+
+
+def compare(recipe: Recipe) -> dict[str, Any]:
+    """`method: evaluate`: decode the held-out rows with every run, and write the comparison."""
+    from accelerate import PartialState
+
+    if PartialState().num_processes > 1:
+        raise InputError("`method: evaluate` runs in one process: leave --num_processes out.")
+    rows = data_module.load(recipe.data)
+    runs = short_names(recipe.evaluation.runs)
+    outputs, rewarded, held_out = {}, set(), None
+    for name, run in runs.items():
+        tokenizer, decode = _decoder(run)
+        held_out = held_out_rows(recipe, rows, tokenizer)
+        outputs[name] = {}
+        for decoding, settings in _decodings(recipe.evaluation).items():
+            fingerprint = _fingerprint(held_out["prompt"], recipe, settings)
+            kept = _kept_outputs(run, fingerprint)
+            outputs[name][decoding] = kept or decode(
+                held_out["prompt"],
+                f"{name}, {decoding}",
+                max_new_tokens=_max_new_tokens(recipe),
+                batch_size=recipe.evaluation.batch_size,
+                **settings,
+            )
+            if not kept and run.is_dir():
+                _keep_outputs(run, fingerprint, outputs[name][decoding])
+        if (stored := stored_recipe(run)) is not None:
+            rewarded |= _reward_names(stored)
+    postprocess = recipe.evaluation.postprocess
+    shown = [next(iter(runs))] if postprocess is None else postprocess
+    return _write_comparison(recipe, outputs, runs, held_out, rewarded, shown)
+
+
+def _write_comparison(
+    recipe: Recipe,
+    outputs: dict,
+    runs: dict[str, Path],
+    held_out: "Dataset",
+    rewarded: set[str],
+    postprocess: list[str],
+) -> dict[str, Any]:
+    from .evaluation import comparison
+    from .evaluation.report import write_report
+
+    result = comparison.compare(
+        outputs,
+        held_out.to_list(),
+        rewards.build(recipe.evaluation.metrics),
+        rewarded=rewarded,
+        postprocessed=postprocess,
+    )
+    (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    histories = {name: history(run) for name, run in runs.items()}
+    write_report(result, histories, recipe.run / "report.html", recipe.evaluation.notes)
+    return result
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """The logged steps of a run."""
+    file = run / "history.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def stored_recipe(run: Path) -> Recipe | None:
+    """The recipe a run folder was made with; None for a model that is not a run of ours."""
+    from .recipe import load
+
+    return load(run / "recipe.yaml") if (run / "recipe.yaml").exists() else None
+
+
+def short_names(runs: list[str]) -> dict[str, Path]:
+    """Run folders by the shortest end of their path that tells them apart.
+
+    >>> short_names(["runs/a/sft", "runs/a/grpo"])
+    {'sft': PosixPath('runs/a/sft'), 'grpo': PosixPath('runs/a/grpo')}
+    >>> list(short_names(["runs/a/sft", "runs/b/sft"]))
+    ['a/sft', 'b/sft']
+    """
+    paths = [Path(run) for run in runs]
+    if len(set(paths)) < len(paths):
+        raise InputError(f"A run is named twice: {', '.join(runs)}.")
+    length = 1
+    while len({path.parts[-length:] for path in paths}) < len(paths):
+        length += 1
+    return {"/".join(path.parts[-length:]): path for path in paths}
+
+
+def _decoder(run: Path) -> "tuple[PreTrainedTokenizerBase, Callable[..., list[Output]]]":
+    """The tokenizer of a run or model, and a function that loads its model at the first call."""
+    from trl import ModelConfig
+
+    stored = stored_recipe(run)
+    section = {k: v for k, v in stored.model.items() if k not in ("model_revision", "use_peft")} if stored else {}
+    trust = bool(stored and stored.training.get("trust_remote_code"))
+    config = ModelConfig(**{"dtype": "auto", **section, "model_name_or_path": str(run)})
+    tokenizer = models.load_tokenizer(str(run), trust_remote_code=trust)
+    loaded = []
+
+    def decode_rows(prompts: list, what: str, **settings: Any) -> "list[Output]":
+        from .evaluation.decoding import decode
+
+        loaded[:] = loaded or [_on_device(models.load_model(config, trust))]
+        with _bar(f"decoding {what}", len(prompts)) as on_batch:
+            return decode(loaded[0], tokenizer, list(prompts), on_batch=on_batch, **settings)
+
+    return tokenizer, decode_rows
+
+
+def _on_device(model: Any) -> Any:
+    from accelerate import PartialState
+
+    return model if getattr(model, "hf_device_map", None) else model.to(PartialState().device)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=what, dynamic_ncols=True) as bar:
+        yield lambda done, _: bar.update(done - bar.n)
+
+
+def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
+    """Completions of prompts by a run or a model, greedy unless told otherwise."""
+    _, decode = _decoder(run)
+    return [output.text for output in decode(prompts, str(run), **settings)]
+
+
+# --- what is written beside the model ------------------------------------------------------------------------------
+
+
+def _write_environment(recipe: Recipe, state: Any, seconds: float | None = None) -> None:
+    """`environment.json`: what the run depends on beside its recipe; `finished` marks a complete run."""
+    environment = {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "seed": recipe.training.get("seed", 42),
+        "commit": _commit(),
+        "device": _device_name(state),
+        "processes": state.num_processes,
+        "started_from": {start: finished(Path(start)) for start in recipe.starts_from},
+    }
+    if seconds is not None:
+        environment |= {"seconds": round(seconds, 1), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    (recipe.run / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def finished(run: Path) -> str | None:
+    """When a run finished; None if it did not, or is no run."""
+    file = run / "environment.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("finished") if file.exists() else None
+
+
+def is_done(recipe: Recipe) -> bool:
+    """Whether the run folder holds this very recipe, finished, from the same starts."""
+    from .preflight import stored_difference
+
+    if finished(recipe.run) is None or stored_difference(recipe) is not None:
+        return False
+    stored = json.loads((recipe.run / "environment.json").read_text(encoding="utf-8"))["started_from"]
+    return stored == {start: finished(Path(start)) for start in recipe.starts_from}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        if importlib.util.find_spec(package.replace("-", "_")):
+            found[package] = version(package)
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the folder the run was started in, if it is a git checkout."""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return asked.stdout.strip() or None
+
+
+def _device_name(state: Any) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type
+
+
+def _write_card(run: Path) -> None:
+    from .hub import card
+
+    (run / "README.md").write_text(card(run), encoding="utf-8")
+
+
+def _push(recipe: Recipe) -> None:
+    """A push that fails never loses a finished run: it says how to push again."""
+    from .hub import push
+
+    hub = recipe.hub
+    try:
+        url = push(recipe.run, hub.repo, private=hub.private, merge=hub.merge, revision=hub.revision)
+        note(f"Pushed to {url}")
+    except (RunError, InputError) as error:
+        note(f"The run is finished, but its push failed. {error}")
