@@ -156,6 +156,14 @@ def test_a_shuffled_batch_gets_shuffled_rewards():
         assert shuffled == [values[index] for index in order]
 
 
+def test_a_reference_is_prepared_once_for_its_group(monkeypatch):
+    prepared = []
+    prepare = Rouge._prepare
+    monkeypatch.setattr(Rouge, "_prepare", lambda self, text: prepared.append(text) or prepare(self, text))
+    Rouge()(["a", "b", "c", "d"], ["one", "one", ["two", "one"], "two"])
+    assert prepared == ["one", "two"]
+
+
 @pytest.mark.parametrize("variant", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
 def test_recall_grows_with_the_part_of_the_reference_that_is_said(variant):
     words = ["one", "two", "three\nfour", "five", "six", "seven\neight", "nine", "ten"]
