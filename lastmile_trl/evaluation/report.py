@@ -4,10 +4,13 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 
+from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED
+
 COLOURS = 7
-POINTS = 150
+POINTS = 80
 
 # The curves that say how a run went, in reading order; `*` stands for a reward's or a metric's name.
 CURVES = (
@@ -74,6 +77,7 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
         table=_table(result, slots),
         curves=_curves(histories, slots),
         points=POINTS,
+        colours=COLOURS,
         examples=Markup(examples),
     )
     path = Path(path)
@@ -93,7 +97,7 @@ def _title(result: dict) -> str:
 
 def _table(result: dict, slots: dict[str, int]) -> dict:
     """Rows grouped by decoding, because a difference is always taken at the same decoding."""
-    entries, primary, baseline = result["results"], result["primary"], result["baseline"]
+    entries, primary, baseline = result["results"], next(iter(result["metrics"])), result["baseline"]
     decimals = {
         name: _decimals(_largest(entry["metrics"].get(name) for entry in entries)) for name in result["metrics"]
     }
@@ -123,8 +127,13 @@ def _table(result: dict, slots: dict[str, int]) -> dict:
                     for kind, processed in kinds.items()
                 ],
                 "cells": [
-                    _cell(entry["metrics"].get(name), _of(entry, "difference", name), about["better"], decimals[name])
-                    for name, about in result["metrics"].items()
+                    _cell(
+                        entry["metrics"].get(name),
+                        _of(entry, "difference", name),
+                        ALWAYS_MEASURED.get(name, "higher"),
+                        decimals[name],
+                    )
+                    for name in result["metrics"]
                 ],
             }
         )
@@ -136,7 +145,7 @@ def _table(result: dict, slots: dict[str, int]) -> dict:
     }
 
 
-def _of(entry: dict, kind: str, metric: str | None) -> dict | None:
+def _of(entry: dict, kind: str, metric: str) -> dict | None:
     return (entry[kind] or {}).get(metric)
 
 
@@ -232,24 +241,32 @@ def _in_order(keys: Iterable[str]) -> list[str]:
 
 
 def _points(rows: list[dict], key: str) -> list[tuple[float, float]]:
-    """The (step, value) pairs, averaged in equal bins where there are too many to tell apart."""
-    pairs = [
+    return [
         (step, value)
         for row in rows
         if (step := _finite(row.get("step"))) is not None and (value := _finite(row.get(key))) is not None
     ]
-    size = math.ceil(len(pairs) / POINTS)
-    if size <= 1:
-        return pairs
-    bins = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `POINTS` points: the means of equal bins, as more cannot be told apart.
+
+    >>> len(_thin([(step, 1.0) for step in range(2 * POINTS)])), _thin([(1, 0.5), (2, 0.25)])
+    (80, [(1, 0.5), (2, 0.25)])
+    """
+    if len(points) <= POINTS:
+        return points
+    edges = [len(points) * index // POINTS for index in range(POINTS + 1)]
+    bins = [points[start:end] for start, end in pairwise(edges)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]
 
 
 def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[str, int]) -> dict:
-    steps = [x for points in series.values() for x, _ in points]
-    values = [y for points in series.values() for _, y in points]
+    steps = [step for points in series.values() for step, _ in points]
+    thinned = {run: _thin(points) for run, points in series.items()}
+    values = [value for points in thinned.values() for _, value in points]
     first, last, low, high = min(steps), max(steps), min(values), max(values)
-    decimals = max(_decimals(max(abs(low), abs(high))), _decimals(high - low) if high > low else 0)
+    decimals = max(0, 1 - math.floor(math.log10(high - low))) if high > low else _decimals(abs(high))
 
     def x(step: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * ((step - first) / (last - first) if last > first else 0.5), 1)
@@ -263,9 +280,9 @@ def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[s
             "slot": slots[run],
             "path": " ".join(f"{x(step)},{y(value)}" for step, value in points),
             "dots": [(x(step), y(value)) for step, value in points] if len(points) <= 12 else [],
-            "last": f"{run}: {_number(points[-1][1], decimals)} at step {points[-1][0]:.0f}",
+            "last": f"{run}: {_number(points[-1][1], decimals)} at the end",
         }
-        for run, points in series.items()
+        for run, points in thinned.items()
     ]
     return {
         "name": key,
@@ -302,11 +319,12 @@ def _browser(result: dict, slots: dict[str, int]) -> dict:
             }
         )
     first = entries[0][1]
+    raw = [index for index, (_, decoding, processed) in enumerate(entries) if decoding == first and not processed]
+    others = [index for index in raw if entries[index][0] != result["baseline"]]
     return {
         "metrics": metrics,
-        "baseline": entries.index((result["baseline"], first, False))
-        if (result["baseline"], first, False) in entries
-        else None,
+        "baseline": next((index for index in raw if index not in others), None),
+        "last": (others or raw)[-1],
         "columns": [
             {
                 "run": run,
