@@ -28,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         arguments.insert(0, "stage")  # `accelerate launch -m lastmile_trl STAGE.yaml key=value`
     words = _parser().parse_args(arguments)
+    sys.path.append(os.getcwd())  # a recipe may name a reward in a file beside it
     debug = words.debug or "LASTMILE_DEBUG" in os.environ
     try:
-        sys.exit(words.call(words))
+        sys.exit(words.call(words) or 0)
     except (InputError, RunError) as error:
         if debug:
             raise

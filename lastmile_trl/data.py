@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
-from .recipe import Data, nearest
+from .errors import InputError, did_you_mean
+from .recipe import Data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,18 +87,14 @@ def _first_line(error: Exception) -> str:
 def _clean(rows: "Dataset", data: Data, split: str, notes: list[str]) -> "Dataset":
     """Check the columns, make ``references`` a list, leave out rows with nothing to read or nothing to learn."""
     columns = rows.column_names
-    for key, column in [("references", data.references), ("shorten", data.shorten)]:
+    used = template_columns(data)
+    template = "prompt" if data.prompt else "messages"
+    named = [("references", data.references), ("shorten", data.shorten), *((template, column) for column in used)]
+    for key, column in named:
         if column is not None and column not in columns:
             raise InputError(
-                f"data.{key}: no column {column!r} in {data.path!r}{nearest(column, columns)}; "
-                f"columns are {', '.join(columns)}."
-            )
-    used = template_columns(data)
-    for column in used:
-        if column not in columns:
-            raise InputError(
-                f"data.{'prompt' if data.prompt else 'messages'}: no column {column!r} in {data.path!r}"
-                f"{nearest(column, columns)}; columns are {', '.join(columns)}."
+                f"data.{key}: {data.path!r} has no column {column!r}, only {', '.join(columns)}"
+                f"{did_you_mean(column, columns)}"
             )
     if taken := TAKEN & set(columns) - {*used, data.references}:
         notes.append(f"Column {', '.join(sorted(taken))} is left out: TRL uses the name itself.")

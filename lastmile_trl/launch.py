@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .recipe import Recipe, nearest, shipped
+from .errors import InputError, did_you_mean
+from .recipe import Recipe, shipped
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ def _locate(name: str) -> Path:
     if (folder / f"{name}.yaml").is_file():
         return folder / f"{name}.yaml"
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    raise InputError(
-        f"--accelerate {name!r} is no file and no shipped config{nearest(name, names)}: {', '.join(names)}."
-    )
+    raise InputError(f"--accelerate {name!r} is no file and none of {', '.join(names)}{did_you_mean(name, names)}")
 
 
 def _read(config: Path) -> dict[str, Any]:

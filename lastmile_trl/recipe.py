@@ -1,6 +1,5 @@
-"""A recipe is one YAML file, one stage: read, checked against the dataclass of each section, overridden, put in order."""
+"""A recipe is one YAML file, one stage: read, overridden, checked against each section's dataclass, put in order."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, did_you_mean, unknown
 from .schema import accepts, annotations
 
 
@@ -242,15 +241,14 @@ def _check(values: dict[str, Any], source: Path) -> None:
     """Refuse unknown sections and keys, wrong types and missing keys, naming the nearest valid one."""
     method = values.get("method")
     if method not in METHODS:
-        problem = (
-            "has no `method:`" if method is None else f"has the unknown method {method!r}{nearest(method, METHODS)}"
-        )
-        raise InputError(f"{source} {problem}; methods are {', '.join(METHODS)}.")
+        if method is None:
+            raise InputError(f"{source} has no `method:`; methods are {', '.join(METHODS)}.")
+        raise InputError(f"{source}: {unknown('method', method, METHODS)}")
     known = {name: annotations(path) for name, path in {**SECTIONS, "training": METHODS[method]}.items()}
     sections = ["method", "rewards", *known]
     for name, section in values.items():
         if name not in sections:
-            raise InputError(f"{source}: unknown section {name!r}{nearest(name, sections)}.")
+            raise InputError(f"{source}: unknown section {name!r}{did_you_mean(name, sections)}")
         if name == "rewards" and not isinstance(section, list):
             raise InputError(f"{source}: section `rewards` must be a list: `- rouge: {{weight: 1.0}}`.")
         if name not in known:
@@ -267,8 +265,8 @@ def _check_key(section: str, key: str, value: Any, known: dict[str, dict[str, st
         raise InputError(f"{source}: {section}.{key} is not used here: {HINTS[key]}.")
     if key not in known[section]:
         elsewhere = [other for other in known if key in known[other]]
-        hint = f": it belongs in section `{elsewhere[0]}`" if elsewhere else nearest(key, known[section])
-        raise InputError(f"{source}: unknown key {section}.{key}{hint}.")
+        hint = f": it belongs in section `{elsewhere[0]}`." if elsewhere else did_you_mean(key, known[section])
+        raise InputError(f"{source}: unknown key {section}.{key}{hint}")
     annotation = known[section][key]
     if not accepts(annotation, value):
         raise InputError(f"{source}: {section}.{key} must be {annotation.replace(' | ', ' or ')}, not {value!r}.")
@@ -296,16 +294,6 @@ def _check_required(values: dict[str, Any], source: Path) -> None:
         raise InputError(f"{source}: hub.push is true but hub.repo is missing: write repo: me/my-model.")
 
 
-def nearest(name: Any, known: Sequence[str]) -> str:
-    """``, did you mean 'x'?`` for the closest known name, or nothing.
-
-    >>> nearest("learning_rat", ["learning_rate", "seed"])
-    ", did you mean 'learning_rate'"
-    """
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f", did you mean {close[0]!r}" if close else ""
-
-
 # --- finding files -------------------------------------------------------------------------------------------------
 
 
@@ -325,8 +313,8 @@ def locate(name: str | Path) -> Path:
         if not inside.is_absolute() and (shipped("recipes") / candidate).exists():
             return shipped("recipes") / candidate
     raise InputError(
-        f"No recipe {str(name)!r}: not a file or folder here, and not a shipped recipe"
-        f"{nearest(inside.with_suffix(''), shipped_names())}; `lastmile recipes` lists those."
+        f"No recipe {str(name)!r}: not a file or folder here, and not a shipped one "
+        f"(`lastmile recipes` lists those){did_you_mean(inside.with_suffix(''), shipped_names())}"
     )
 
 

@@ -24,7 +24,6 @@ from .screen import note
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer
-    from trl import ModelConfig
 
     from .evaluation.decoding import Output
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from lastmile_trl.errors import InputError, RunError
-from lastmile_trl.rewards.base import nearest, unknown
+from lastmile_trl.errors import InputError, RunError, nearest, unknown
 
 REGISTRY = {
     "length": "lastmile_trl.rewards.length:Length",

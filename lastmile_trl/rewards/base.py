@@ -1,12 +1,11 @@
 """What all rewards share: reading completions and references, and checking arguments."""
 
-import difflib
 import math
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
-from lastmile_trl.errors import InputError
+from lastmile_trl.errors import InputError, unknown
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
@@ -41,29 +40,6 @@ def reference_texts(references: str | list[str] | None) -> list[str]:
     if isinstance(references, list | tuple) and all(isinstance(text, str) for text in references):
         return list(references)
     raise TypeError(f"references are a string or a list of strings, not {references!r:.80}")
-
-
-def nearest(word: str, valid: Iterable[str]) -> str | None:
-    """Return the valid name that looks most like `word`, whatever its case, or None when none does.
-
-    >>> nearest("rougel", ["rouge1", "rougeL"])
-    'rougeL'
-    """
-    by_lower_case = {name.lower(): name for name in valid}
-    matches = difflib.get_close_matches(str(word).lower(), by_lower_case, n=1)
-    return by_lower_case[matches[0]] if matches else None
-
-
-def unknown(what: str, word: Any, valid: Iterable[str]) -> InputError:
-    """Return the error for a name that does not exist: the nearest valid one, and all of them.
-
-    >>> print(unknown("unit", "word", ["words", "characters"]))
-    unit 'word' does not exist: did you mean 'words'? Valid: words, characters.
-    """
-    valid = list(valid)
-    close = nearest(word, valid)
-    hint = f": did you mean '{close}'?" if close else "."
-    return InputError(f"{what} {word!r} does not exist{hint} Valid: {', '.join(valid)}.")
 
 
 def check_choice(key: str, value: Any, valid: Iterable[str]) -> None:
