@@ -35,8 +35,8 @@ UNINTERESTING = (
     "*per_second",
     "*num_tokens",
     "*std",
-    "*min_*",
-    "*max_*",
+    "*completions/min_length",
+    "*completions/max_length",
     "*_terminated_length",
     "*clip_ratio*",
     "*sampling/*",
@@ -119,7 +119,6 @@ def _table(result: dict, slots: dict[str, int]) -> dict:
                 "run": entry["run"],
                 "slot": slots[entry["run"]],
                 "postprocessed": entry["postprocessed"],
-                "baseline": reference is False,
                 "differences": [
                     "baseline"
                     if reference is processed
