@@ -1,0 +1,205 @@
+import json
+
+import pandas as pd
+import pytest
+
+from lastmile_trl.data import completion, load, prompt_ids, render, sft_rows, with_prompts
+from lastmile_trl.errors import InputError
+from lastmile_trl.recipe import Data
+
+from .conftest import make_rows, write_jsonl
+
+PROMPT = "Shorten: {source}\nShort:"
+
+
+def data(path, **keys):
+    return Data(**{"path": str(path), "prompt": PROMPT, "references": "target", "held_out": 4, **keys})
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_every_file_format_gives_the_same_rows(tmp_path, ending):
+    rows = make_rows(12)
+    path = tmp_path / f"rows.{ending}"
+    if ending == "jsonl":
+        write_jsonl(path, rows)
+    elif ending == "json":
+        path.write_text(json.dumps(rows))
+    elif ending == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path)
+    found = load(data(path))
+    together = sorted([*found.train, *found.held_out], key=lambda row: row["id"])
+    assert [row["references"] for row in together] == [[row["target"]] for row in rows]
+    assert len(found.held_out) == 4
+
+
+def test_a_folder_has_its_splits_in_files(tmp_path):
+    write_jsonl(tmp_path / "train.jsonl", make_rows(6))
+    write_jsonl(tmp_path / "validation.jsonl", make_rows(3))
+    found = load(data(tmp_path, eval_split="validation"))
+    assert (len(found.train), len(found.held_out)) == (6, 3)
+    with pytest.raises(InputError, match="has no split 'tset'; it has train, validation"):
+        load(data(tmp_path, eval_split="tset"))
+
+
+def test_the_held_out_rows_are_the_same_in_every_stage(rows_file):
+    first, second = load(data(rows_file)), load(data(rows_file, max_rows=5))
+    assert first.held_out["id"] == second.held_out["id"]
+    assert not set(first.held_out["id"]) & set(first.train["id"])
+    assert len(second.train) == 5
+
+
+def test_synthetic_rows_by_name():
+    found = load(Data(path="synthetic:notes", prompt="{note}", references="summary", eval_split="test"))
+    assert len(found.held_out) == 300
+    with pytest.raises(InputError, match="notse"):
+        load(Data(path="synthetic:notse", prompt="{note}", references="summary"))
+
+
+def test_several_references_or_one(tmp_path):
+    rows = [{"source": "a b", "target": ["one", " ", "two "]}, {"source": "c", "target": ["three"]}]
+    found = load(data(write_jsonl(tmp_path / "r.jsonl", rows * 3), held_out=1))
+    assert sorted(map(len, found.train["references"])) in ([1, 1, 2, 2, 2], [1, 1, 1, 2, 2])
+    assert ["one", "two"] in list(found.train["references"])
+
+
+def test_empty_rows_are_left_out_and_counted_or_refused(tmp_path):
+    rows = [*make_rows(10), {"id": 10, "source": " ", "target": "x"}, {"id": 11, "source": "x", "target": None}]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_jsonl(tmp_path / "test.jsonl", make_rows(2))
+    found = load(data(tmp_path, eval_split="test"))
+    assert len(found.train) == 10
+    assert found.notes == ["train: 2 of 12 rows have an empty prompt (1) or an empty reference (1); they are left out."]
+    with pytest.raises(InputError, match=r"2 of 12 rows .* the first is row 10: mend"):
+        load(data(tmp_path, eval_split="test", strict=True))
+
+
+def test_all_references_empty(tmp_path):
+    path = write_jsonl(tmp_path / "r.jsonl", [{"source": "a", "target": ""}] * 8)
+    with pytest.raises(InputError, match="4 of 4 rows have an empty prompt .0. or an empty reference .4."):
+        load(data(path))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"references": "taget"}, "data.references: .* has no column 'taget', only id, source, target, did you mean 'target'?"),
+        ({"prompt": "{sorce}"}, "data.prompt: .* has no column 'sorce'"),
+        ({"prompt": None, "messages": [{"role": "user", "content": "{sorce}"}]}, "data.messages: .* no column 'sorce'"),
+        ({"shorten": "body"}, "data.shorten: .* no column 'body'"),
+        ({"prompt": "{source"}, "not a template"),
+        ({"held_out": 50}, "32 rows, too few to set data.held_out=50 aside"),
+    ],
+)
+def test_what_does_not_fit_the_columns(rows_file, keys, message):
+    with pytest.raises(InputError, match=message):
+        load(data(rows_file, **keys))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere.jsonl", "does not exist"),
+        ("./nowhere", "does not exist"),
+        ("some/dataset", "the Hub cannot be reached"),
+        ("no hub id at all", "cannot be re"),
+    ],
+)
+def test_what_is_not_there(path, message):
+    with pytest.raises(InputError, match=message):
+        load(data(path))
+
+
+def test_a_file_of_another_kind(tmp_path):
+    (tmp_path / "rows.xlsx").write_text("x")
+    with pytest.raises(InputError, match="not a file we read"):
+        load(data(tmp_path / "rows.xlsx"))
+
+
+def test_a_broken_file(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"source": "a"\n')
+    with pytest.raises(InputError, match="cannot be read"):
+        load(data(tmp_path / "rows.jsonl"))
+
+
+def test_names_that_trl_takes_itself_are_left_out(tmp_path):
+    rows = [{**row, "completions": "x", "image": "y"} for row in make_rows(8)]
+    found = load(data(write_jsonl(tmp_path / "r.jsonl", rows)))
+    assert found.train.column_names == ["id", "source", "target", "references"]
+    assert found.notes[0] == "Column completions, image is left out: TRL uses the name itself."
+
+
+def test_templates_take_lists_missing_values_and_braces():
+    row = {"words": ["red", "big"], "more": None}
+    assert render(Data(path="x", prompt="{words}|{more}|{{x}}"), row) == "red, big||{x}"
+    chat = Data(path="x", messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{words}"}])
+    assert render(chat, row) == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "red, big"}]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_only_the_long_field_is_shortened(rows_file, tokenizer, chat):
+    template = "Shorten the text. {source} END"
+    keys = {"prompt": None, "messages": [{"role": "user", "content": template}]} if chat else {"prompt": template}
+    settings = data(rows_file, max_prompt_tokens=30, **keys)
+    notes = []
+    rows = with_prompts(load(settings).train, settings, tokenizer, notes)
+    for row in rows:
+        text = row["prompt"][0]["content"] if chat else row["prompt"]
+        assert text.startswith("Shorten the text. ") and text.endswith(" END")
+        kept = text.removeprefix("Shorten the text. ").removesuffix(" END")
+        assert kept and row["source"].startswith(kept)
+    lengths = [len(ids) for ids in prompt_ids(tokenizer, list(rows["prompt"]))]
+    assert 28 <= max(lengths) <= 30
+    assert "had source cut to fit 30 tokens" in notes[0]
+
+
+def test_a_prompt_that_fits_is_left_alone(rows_file, tokenizer):
+    settings, notes = data(rows_file), []
+    rows = with_prompts(load(settings).train, settings, tokenizer, notes)
+    assert list(rows["prompt"]) == [f"Shorten: {row['source']}\nShort:" for row in rows]
+    assert notes == []
+
+
+def test_nothing_to_shorten(rows_file, tokenizer):
+    two = data(rows_file, prompt="{source} {id}", max_prompt_tokens=8)
+    with pytest.raises(InputError, match="name the column that may be cut in data.shorten"):
+        with_prompts(load(two).train, two, tokenizer, [])
+    no_room = data(rows_file, max_prompt_tokens=5)
+    with pytest.raises(InputError, match="leaves no room"):
+        with_prompts(load(no_room).train, no_room, tokenizer, [])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_sft_learns_to_follow_the_very_prompt_of_rl_and_to_end(rows_file, tokenizer, tiny_model_folder, tmp_path, chat):
+    """TRL's own tokenising: the prompt of RL, the reference, the end token, and the loss on the last two."""
+    from trl import SFTConfig, SFTTrainer
+
+    keys = {"prompt": None, "messages": [{"role": "user", "content": "{source}"}]} if chat else {}
+    settings = data(rows_file, **keys)
+    rows = with_prompts(load(settings).train, settings, tokenizer, [])
+    pairs = sft_rows(rows, settings, tokenizer, [])
+    config = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, max_length=None)
+    trained = SFTTrainer(str(tiny_model_folder), config, train_dataset=pairs, processing_class=tokenizer).train_dataset
+    for ids, row, learned in zip(prompt_ids(tokenizer, list(rows["prompt"])), rows, trained, strict=True):
+        assert learned["input_ids"][: len(ids)] == ids
+        rest = learned["input_ids"][len(ids) :]
+        assert learned["labels"] == [-100] * len(ids) + rest
+        assert rest[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(rest[:-1]).strip() == row["target"]
+
+
+def test_every_reference_is_an_example_and_long_ones_are_left_out(tmp_path, tokenizer):
+    rows = [{"source": "cat", "target": ["a cat", "the big red cat sat on the mat under the tree"]}] * 4
+    settings = data(write_jsonl(tmp_path / "r.jsonl", rows), held_out=1)
+    prompted, notes = with_prompts(load(settings).train, settings, tokenizer, []), []
+    assert len(sft_rows(prompted, settings, tokenizer, notes)) == 6 and notes == []
+    short = data(tmp_path / "r.jsonl", held_out=1, max_reference_tokens=4)
+    assert set(sft_rows(prompted, short, tokenizer, notes)["completion"]) == {" a cat"}
+    assert notes == ["3 references longer than data.max_reference_tokens=4 are left out of training."]
+    with pytest.raises(InputError, match="Every reference is longer"):
+        sft_rows(prompted, data(tmp_path / "r.jsonl", max_reference_tokens=1), tokenizer, [])
+
+
+def test_a_chat_completion_is_a_message():
+    assert completion([{"role": "user", "content": "x"}], "y") == [{"role": "assistant", "content": "y"}]

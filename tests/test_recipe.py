@@ -1,0 +1,178 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lastmile_trl.errors import InputError
+from lastmile_trl.recipe import collect, load
+
+GRPO = {
+    "method": "grpo",
+    "model": {"model_name_or_path": "some/model"},
+    "data": {"path": "rows.jsonl", "prompt": "{source} =>", "references": "target"},
+    "rewards": ["length", {"rouge": {"variant": "rougeL", "weight": 1.0}}, {"rouge": {"variant": "rouge1", "name": "r1"}}],
+    "training": {"learning_rate": "1e-5", "output_dir": "runs/x"},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(values=None, name="recipe.yaml", **sections):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({**GRPO, **sections} if values is None else values, sort_keys=False))
+        return path
+
+    return write
+
+
+def test_a_number_with_an_exponent_is_a_number(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(GRPO).replace("'1e-5'", "1e-5"))
+    assert load(path).training["learning_rate"] == 1e-5
+
+
+def test_sections_become_dataclasses_with_their_defaults(write):
+    recipe = load(write(training={}))
+    assert recipe.data.max_prompt_tokens == 512
+    assert recipe.evaluation.metrics == ["rouge", "length", "repetition"]
+    assert recipe.hub.private is True
+
+
+def test_overrides_take_yaml_values_and_reach_rewards_by_name(write):
+    recipe = load(
+        write(training={}),
+        ["training.learning_rate=2e-5", "training.max_steps=3", "data.max_rows=null", "rewards.rouge.weight=0.5",
+         "rewards.length.weight=0.25", "rewards.r1.variant=rouge2", "training.report_to=[tensorboard]"],
+    )  # fmt: skip
+    assert recipe.training["learning_rate"] == 2e-5
+    assert recipe.training["max_steps"] == 3
+    assert recipe.training["report_to"] == ["tensorboard"]
+    assert recipe.data.max_rows is None
+    assert recipe.rewards == [
+        {"length": {"weight": 0.25}},
+        {"rouge": {"variant": "rougeL", "weight": 0.5}},
+        {"rouge": {"variant": "rouge2", "name": "r1"}},
+    ]
+
+
+def test_interpolation_refers_to_other_keys_and_not_to_the_environment(write):
+    recipe = load(write(training={"seed": 7}, evaluation={"seed": "${training.seed}"}))
+    assert recipe.evaluation.seed == 7
+    with pytest.raises(InputError, match="oc.env:HOME.* is not allowed"):
+        load(write(training={"run_name": "${oc.env:HOME}"}))
+    with pytest.raises(InputError, match="not allowed"):
+        load(write(training={}), ["training.run_name=${oc.env:HOME}"])
+
+
+def test_the_run_folder_follows_the_recipe_unless_it_is_named(write, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write(name="recipes/samsum/grpo.yaml", training={})
+    write(name="mine.yaml", training={})
+    assert load("recipes/samsum/grpo.yaml").run == Path("runs/samsum/grpo")
+    assert load("mine.yaml").run == Path("runs/mine")
+    assert load("mine.yaml", ["training.output_dir=elsewhere"]).run == Path("elsewhere")
+
+
+def test_the_resolved_recipe_reads_back_as_itself(write, tmp_path):
+    recipe = load(write(training={"learning_rate": 1e-5}), ["training.seed=3"])
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.yaml())
+    assert load(again).values == recipe.values
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"method": "grop"}, "method 'grop' does not exist: did you mean 'grpo'?"),
+        ({"rewrads": []}, "unknown section 'rewrads', did you mean 'rewards'?"),
+        ({"training": {"lerning_rate": 1e-5}}, "unknown key training.lerning_rate, did you mean 'learning_rate'?"),
+        ({"training": {"max_prompt_tokens": 5}}, "training.max_prompt_tokens: it belongs in section `data`."),
+        ({"training": {"learning_rate": "fast"}}, "training.learning_rate must be float, not 'fast'"),
+        ({"training": {"num_generations": 4.5}}, "training.num_generations must be int or None, not 4.5"),
+        ({"training": {"warmup_ratio": 0.1}}, "training.warmup_ratio is not used here: it is called training.warmup_steps"),
+        ({"training": {"max_prompt_length": 5}}, "data.max_prompt_tokens"),
+        ({"training": {"max_seq_length": 5}}, "data.max_prompt_tokens"),
+        ({"training": {"overwrite_output_dir": True}}, "--force"),
+        ({"training": {"hub_token": "hf_x"}}, "hf auth login"),
+        ({"model": {"model_name_or_path": "a", "torch_dtype": "bfloat16"}}, "it is called model.dtype now"),
+        ({"model": {}}, "model.model_name_or_path is missing"),
+        ({"data": {"prompt": "x"}}, "data.path is missing"),
+        ({"data": {"path": "x"}}, "either data.prompt"),
+        ({"data": {"path": "x", "prompt": "x", "messages": []}}, "either data.prompt"),
+        ({"rewards": []}, "needs rewards"),
+        ({"rewards": {"rouge": {}}}, "must be a list"),
+        ({"method": "sft", "training": {}}, "does not use rewards"),
+        ({"hub": {"push": True}}, "hub.repo is missing"),
+        ({"training": ["a"]}, "section `training` must hold"),
+        ({"data": "x"}, "section `data` must hold"),
+    ],
+)
+def test_wrong_recipes_are_refused_with_a_sentence(write, sections, message):
+    with pytest.raises(InputError) as error:
+        load(write(**{"training": {}, **sections}))
+    assert message in str(error.value)
+    assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no recipe"),
+        ("- a\n", "holds no recipe"),
+        ("method: [grpo\n", "line 2 is not valid YAML"),
+        ("method: grpo\nmethod: sft\n", "is not valid YAML: found duplicate key"),
+        ("method: !!python/object/apply:os.system ['true']\n", "is not valid YAML: could not determine a constructor"),
+        ("method: ${nowhere}\n", "nowhere"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, text, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["learning_rate=1", "training.learning_rate", "rewards.bleu.weight=1"])
+def test_wrong_overrides(write, override):
+    with pytest.raises(InputError, match="override"):
+        load(write(training={}), [override])
+
+
+def test_a_missing_recipe_names_the_nearest_shipped_one():
+    with pytest.raises(InputError, match="No recipe 'quickstrat/sft'.*did you mean 'quickstart/sft'"):
+        load("quickstrat/sft")
+
+
+def test_a_shipped_recipe_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("quickstart/sft").method == "sft"
+    assert load("recipes/quickstart/sft.yaml").method == "sft"
+
+
+def test_a_folder_runs_in_the_order_of_what_starts_from_what(write, tmp_path):
+    write(name="task/a_grpo.yaml", model={"model_name_or_path": "runs/task/sft"}, training={"output_dir": "runs/task/grpo"})
+    write(name="task/b_rloo.yaml", method="rloo", model={"model_name_or_path": "runs/task/grpo"},
+          training={"output_dir": "runs/task/rloo"})  # fmt: skip
+    write(name="task/z_sft.yaml", method="sft", rewards=[], training={"output_dir": "runs/task/sft"})
+    assert [recipe.source.stem for recipe in collect([tmp_path / "task"])] == ["z_sft", "a_grpo", "b_rloo"]
+    given = [tmp_path / "task/b_rloo.yaml", tmp_path / "task/z_sft.yaml"]
+    assert [recipe.source.stem for recipe in collect(given)] == ["b_rloo", "z_sft"]
+
+
+def test_two_recipes_cannot_share_a_run_folder(write):
+    with pytest.raises(InputError, match="both write to runs/x"):
+        collect([write(name="a.yaml"), write(name="b.yaml")])
+
+
+def test_recipes_that_start_from_each_other(write, tmp_path):
+    write(name="t/a.yaml", model={"model_name_or_path": "runs/b"}, training={"output_dir": "runs/a"})
+    write(name="t/b.yaml", model={"model_name_or_path": "runs/a"}, training={"output_dir": "runs/b"})
+    with pytest.raises(InputError, match="start from each other"):
+        collect([tmp_path / "t"])
+
+
+def test_an_empty_folder_holds_no_recipe(tmp_path):
+    with pytest.raises(InputError, match="holds no recipe"):
+        collect([tmp_path])
