@@ -164,17 +164,14 @@ def _variants(
 
 def _result(key: tuple[str, str, bool], values: _Values, baseline: str) -> dict[str, Any]:
     run, decoding, processed = key
+    base, base_processed = (baseline, decoding, False), (baseline, decoding, True)
     return {
         "run": run,
         "decoding": decoding,
         "postprocessed": processed,
         "metrics": {name: _json(interval(of_rows)) for name, of_rows in values[key].items()},
-        "difference": None
-        if key == (baseline, decoding, False)
-        else _difference(key, (baseline, decoding, False), values),
-        "difference_to_postprocessed": (
-            None if run == baseline else _difference(key, (baseline, decoding, True), values)
-        ),
+        "difference": _difference(key, base, values) if key != base else None,
+        "difference_to_postprocessed": _difference(key, base_processed, values) if run != baseline else None,
     }
 
 
@@ -242,10 +239,12 @@ def _legend(result: Mapping[str, Any]) -> str:
 
 
 def _last_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The last run's first result as it is, one that has a difference to the baseline if there is any."""
-    run = result["results"][-1]["run"]
-    entries = [entry for entry in result["results"] if entry["run"] == run and not entry["postprocessed"]]
-    return next((entry for entry in entries if entry["difference"]), entries[0])
+    """The raw outputs of the last run that is not the baseline, at the first decoding the baseline has too."""
+    raw = [entry for entry in result["results"] if not entry["postprocessed"]]
+    runs = list(dict.fromkeys(entry["run"] for entry in raw))
+    run = next((run for run in reversed(runs) if run != result["baseline"]), result["baseline"])
+    of_run = [entry for entry in raw if entry["run"] == run]
+    return next((entry for entry in of_run if entry["difference"]), of_run[0])
 
 
 def _verdict(run: str, baseline: str, metric: str, difference: Interval) -> str:
