@@ -1,0 +1,493 @@
+"""The result of a run for others: its model card, the adapter merged into its base, and the push to the Hub."""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# All that is ever pushed. Checkpoints, completions, outputs, the history and training_args.bin hold users' data,
+# optimizer states and settings of this machine.
+PUBLISHED = (
+    "README.md", "recipe.yaml", "evaluation.json",
+    "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
+    "chat_template.jinja",
+)  # fmt: skip
+METHODS = {
+    "sft": "supervised fine-tuning (SFT)",
+    "grpo": "reinforcement learning (GRPO)",
+    "rloo": "reinforcement learning (RLOO)",
+    "ppo": "reinforcement learning (PPO)",
+    "dpo": "preference optimisation (DPO)",
+}
+SECRETS = {"token", "hub_token", "push_to_hub_token", "use_auth_token", "api_key", "password", "secret"}
+DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
+PATIENCE = 300  # seconds without a sign of life; the Hub client itself would wait for ever
+
+
+# --- the card ------------------------------------------------------------------------------------------------------
+
+
+def card(run: Path, *, repo: str | None = None) -> str:
+    """The model card of a run folder, made from its recipe, its environment and its evaluation."""
+    import jinja2
+
+    recipe, environment, evaluation = _recipe(run), _json(run / "environment.json"), _evaluation(run)
+    starts = _starts(run)
+    base = _hub_id(starts[-1], run) if starts else None
+    adapter = _json(run / "adapter_config.json")
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("lastmile_trl"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # the result is Markdown, not HTML
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters |= {"fenced": _fenced, "cell": _cell}
+    return templates.get_template("card.md.jinja").render(
+        metadata=_metadata(run, repo, recipe, base, evaluation),
+        repo=repo or run.resolve().name,
+        method=METHODS.get(recipe["method"], recipe["method"].upper()),
+        starts=[_portable(start) for start in starts],
+        base=base,
+        adapter=bool(adapter),
+        adapter_base=_hub_id(adapter["base_model_name_or_path"], run) if adapter else None,
+        merged=bool(recipe.get("model", {}).get("use_peft") and not adapter),
+        data={"name": None, "split": "train", "references": "references", "prompt": None} | recipe["data"],
+        data_id=_data_id(recipe["data"]["path"], run),
+        rewards=_rewards(recipe),
+        evaluation=_evaluation_table(evaluation),
+        max_new_tokens=recipe.get("evaluation", {}).get("max_new_tokens")
+        or recipe.get("training", {}).get("max_completion_length")
+        or 256,
+        recipe=_yaml(recipe),
+        messages=_yaml(recipe["data"].get("messages")),
+        environment=environment,
+    )
+
+
+def _metadata(run: Path, repo: str | None, recipe: dict, base: str | None, evaluation: dict) -> str:
+    from huggingface_hub import ModelCardData
+
+    data_id = _data_id(recipe["data"]["path"], run)
+    results = _eval_results(run, recipe, evaluation, data_id)
+    return ModelCardData(
+        base_model=base,
+        datasets=[data_id] if data_id else None,
+        library_name="peft" if (run / "adapter_config.json").is_file() else "transformers",
+        pipeline_tag="text-generation",
+        tags=["lastmile-trl", "trl", recipe["method"]],
+        model_name=(repo or run.resolve().name).split("/")[-1] if results else None,
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def _eval_results(run: Path, recipe: dict, evaluation: dict, data_id: str | None) -> list:
+    """What this run's greedy outputs measured, as they are, without post-processing."""
+    from huggingface_hub import EvalResult
+
+    data, results = recipe["data"], evaluation.get("results", [])
+    names = [entry["run"] for entry in results]
+    own = run.resolve().name
+    name = own if own in names or not names else names[-1]  # a comparison puts the run it is about last
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data_id or "local",
+            dataset_name=data_id or _portable(data["path"]),
+            dataset_config=data.get("name"),
+            dataset_split=data.get("eval_split") or data.get("split"),
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=round(measured["mean"], 4),
+        )
+        for entry in results
+        if entry["run"] == name and entry["decoding"] == "greedy" and not entry["postprocessed"]
+        for metric, measured in entry["metrics"].items()
+        if measured is not None
+    ]
+
+
+def _evaluation_table(evaluation: dict) -> str | None:
+    from .evaluation.comparison import markdown
+
+    return markdown(evaluation) if evaluation else None
+
+
+def _rewards(recipe: dict) -> list[dict[str, Any]]:
+    rewards = []
+    for entry in recipe.get("rewards", []):
+        kind, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+        arguments = dict(arguments or {})
+        weight, name = arguments.pop("weight", 1.0), arguments.pop("name", kind)
+        shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        rewards.append({"name": name, "kind": kind, "weight": weight, "arguments": shown})
+    return rewards
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A code block whose fence is longer than any in the text.
+
+    >>> print(_fenced("a", "text"))
+    ```text
+    a
+    ```
+    """
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`{3,}", text))])
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _cell(value: Any) -> str:
+    r"""A value that stays in its table cell.
+
+    >>> print(_cell("a|b"))
+    a\|b
+    """
+    return str(value).replace("|", r"\|").replace("\n", " ")
+
+
+# --- what a run folder says ----------------------------------------------------------------------------------------
+
+
+def _recipe(run: Path) -> dict[str, Any]:
+    """The recipe, fit to be read by others: no secrets, no absolute paths."""
+    from omegaconf import OmegaConf
+
+    file = run / "recipe.yaml"
+    if not file.is_file():
+        raise InputError(f"{run} is not a run folder: it has no recipe.yaml; name a folder that `lastmile run` made.")
+    return _portable(OmegaConf.to_container(OmegaConf.load(file), resolve=False))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _evaluation(run: Path) -> dict[str, Any]:
+    """The evaluation without its examples, which are the user's data."""
+    return {key: value for key, value in _json(run / "evaluation.json").items() if key != "examples"}
+
+
+def _yaml(value: Any) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(value)) if value else ""
+
+
+def _portable(value: Any) -> Any:
+    """The value without secrets, and with absolute paths cut to their last part; prompts stay as they are.
+
+    >>> _portable({"path": "/home/me/notes.jsonl", "hub_token": "x", "prompt": "/think {text}"})
+    {'path': 'notes.jsonl', 'prompt': '/think {text}'}
+    """
+    if isinstance(value, dict):
+        kept = {key: inner for key, inner in value.items() if key not in SECRETS}
+        return {key: inner if key in ("prompt", "messages") else _portable(inner) for key, inner in kept.items()}
+    if isinstance(value, list):
+        return [_portable(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    path = value.removeprefix("file://")
+    if path.startswith(("/", "~")):
+        return PurePosixPath(path).name
+    return PureWindowsPath(path).name if PureWindowsPath(path).is_absolute() else value
+
+
+def _starts(run: Path) -> list[str]:
+    """The model the run started from, the model that one started from, and so on to the first that says no more."""
+    starts: list[str] = []
+    folder: Path | None = run
+    while folder and (start := _start(folder)) and start not in starts:
+        starts.append(start)
+        folder = _folder(start, folder)
+    return starts
+
+
+def _start(folder: Path) -> str | None:
+    from omegaconf import OmegaConf
+
+    if (folder / "recipe.yaml").is_file():
+        return OmegaConf.select(OmegaConf.load(folder / "recipe.yaml"), "model.model_name_or_path")
+    return _json(folder / "adapter_config.json").get("base_model_name_or_path")
+
+
+def _roots(run: Path) -> list[Path]:
+    """Where a relative path of a run may start: here, or in a folder above the run."""
+    return [Path(), *run.resolve().parents]
+
+
+def _folder(name: str, run: Path) -> Path | None:
+    """The folder of a model or run, None where the name is no folder on this machine."""
+    folders = [root / Path(name).expanduser() for root in _roots(run)]
+    marks = ("config.json", "adapter_config.json", "recipe.yaml")
+    return next((folder for folder in folders if any((folder / mark).is_file() for mark in marks)), None)
+
+
+def _hub_id(name: str, run: Path) -> str | None:
+    """The name, if it can be the id of a Hub repository: `runs/sft` is not where there is a folder `runs`."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return None if any((root / Path(name).parts[0]).exists() for root in _roots(run)) else name
+
+
+def _data_id(path: str, run: Path) -> str | None:
+    return None if path.endswith(DATA_FILES) else _hub_id(path, run)
+
+
+# --- merging -------------------------------------------------------------------------------------------------------
+
+
+def merge(run: Path, dest: Path) -> Path:
+    """Merge an adapter into its freshly loaded, unquantised base and write a plain model to ``dest``.
+
+    The merged model must compute what base and adapter compute together, or nothing is written.
+    """
+    from peft import PeftModel
+
+    if not (run / "adapter_config.json").is_file():
+        raise InputError(f"{run} holds no adapter (no adapter_config.json), so there is nothing to merge.")
+    if dest.exists() and any(dest.iterdir()):
+        raise InputError(f"{dest} is not empty: name a new folder for the merged model.")
+    base, tokenizer = _load_base(run)
+    model = PeftModel.from_pretrained(base, run).eval()
+    expected = _probe(model)
+    merged = model.merge_and_unload()
+    _check_equal(_probe(merged), expected, run)
+
+    merged.save_pretrained(dest)
+    tokenizer.save_pretrained(dest)
+    for name in ("recipe.yaml", "environment.json", "evaluation.json"):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, dest / name)
+    if (dest / "recipe.yaml").is_file():
+        (dest / "README.md").write_text(card(dest), encoding="utf-8")
+    return dest
+
+
+def _load_base(run: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The base model of an adapter in its own precision, and the tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    adapter = _json(run / "adapter_config.json")
+    name = adapter["base_model_name_or_path"]
+    folder = _folder(name, run)
+    recipe = _recipe(run) if (run / "recipe.yaml").is_file() else {}
+    settings = {
+        "revision": None if folder else adapter.get("revision"),
+        "trust_remote_code": recipe.get("training", {}).get("trust_remote_code", False),
+    }
+    try:
+        if getattr(AutoConfig.from_pretrained(folder or name, **settings), "quantization_config", None):
+            raise InputError(f"{name}, the base of {run}, is stored quantised: adapters merge into full weights only.")
+        base = AutoModelForCausalLM.from_pretrained(folder or name, dtype="auto", **settings)
+        own = (run / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(run if own else folder or name, **({} if own else settings))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{name}, the base of {run}, cannot be loaded ({_first_line(error)}): start where its path is right, or "
+            "log in with `hf auth login` if it is private."
+        ) from error
+    if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(len(tokenizer))  # as training did when tokens were added
+    return base, tokenizer
+
+
+def _probe(model: Any) -> "Tensor":
+    """Logits of a short text: 16 tokens from all over the vocabulary."""
+    import torch
+
+    tokens = torch.linspace(0, model.get_input_embeddings().weight.shape[0] - 1, 16).long()
+    with torch.inference_mode():
+        return model(input_ids=tokens[None].to(model.device)).logits
+
+
+def _check_equal(logits: "Tensor", expected: "Tensor", run: Path) -> None:
+    # In 16 bits, merged weights are rounded: the sum of base and adapter has no more digits than the base.
+    tolerance = 1e-4 if expected.element_size() == 4 else 5e-2
+    error = float((logits - expected).float().norm() / expected.float().norm())
+    if not error <= tolerance:  # a NaN is an error too
+        raise RunError(
+            f"The merged model of {run} does not compute what base and adapter compute (relative difference "
+            f"{error:.1e}, allowed {tolerance:.0e}), so it was not written; use the adapter on its base instead."
+        )
+
+
+# --- pushing -------------------------------------------------------------------------------------------------------
+
+
+def check_access(repo: str) -> None:
+    """Raise if a push to ``repo`` could not succeed: no valid token, or no right to write there."""
+    with _reaching_hub(f"The Hub could not be asked whether you may push to {repo}"):
+        _full_name(repo)
+
+
+def push(
+    run: Path,
+    repo: str,
+    *,
+    private: bool = True,
+    merge: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Push what a run made, with its card, in one commit; the address of the result.
+
+    Pushing the same again makes no commit. Files of an earlier push that this one does not have are removed.
+    """
+    flags = {"--merge": merge, "--public": not private, "--create-pr": create_pr}
+    command = ["lastmile", "push", str(run), repo, *(flag for flag, given in flags.items() if given)]
+    again = shlex.join([*command, *(["--revision", revision] if revision else [])])
+    hub = partial(_reaching_hub, f"{run} was not pushed to {repo}", f"; push it again with `{again}`")
+    with hub():
+        name = _full_name(repo, may_write=not create_pr)
+    upload = partial(_upload, repo=name, private=private, revision=revision, create_pr=create_pr, hub=hub)
+    return _upload_merged(run, upload) if merge else upload(run)
+
+
+def _upload_merged(run: Path, upload: Callable[[Path], str]) -> str:
+    # Inside the run folder there is room for a model; in the system's folder for temporary files often not.
+    with TemporaryDirectory(dir=run, prefix="merged-") as folder:
+        return upload(merge(run, Path(folder) / run.resolve().name))
+
+
+def _upload(run: Path, *, repo: str, private: bool, revision: str | None, create_pr: bool, hub: Callable) -> str:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    files = _files(run, repo)
+    api = HfApi()
+    with hub():
+        api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise InputError(
+                f"{repo} exists and is public, but a private push was asked for: make it private in its settings, "
+                "name another repository, or push with --public."
+            )
+        if revision and not revision.startswith("refs/"):
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        there = api.list_repo_files(repo, revision=revision)
+        stale = [name for name in there if _is_published(name) and name not in files]
+        commit = api.create_commit(
+            repo,
+            [
+                *(CommitOperationAdd(name, content) for name, content in files.items()),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
+            commit_message=f"Push {run.resolve().name} with lastmile_trl",
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return commit.pr_url or f"{api.endpoint}/{repo}" + (f"/tree/{revision}" if revision else "")
+
+
+def _is_published(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in PUBLISHED)
+
+
+def _files(run: Path, repo: str) -> dict[str, Path | bytes]:
+    """What is pushed: name in the repository -> file, or content where it differs from the file."""
+    if not any(run.glob("*.safetensors")):
+        raise InputError(f"{run} holds no model (no *.safetensors): let `lastmile run` finish it first.")
+    (run / "README.md").write_text(card(run, repo=repo), encoding="utf-8")
+    files: dict[str, Path | bytes] = {file.name: file for file in sorted(run.iterdir()) if _is_published(file.name)}
+    files["recipe.yaml"] = _yaml(_recipe(run)).encode()
+    if "evaluation.json" in files:
+        files["evaluation.json"] = json.dumps(_evaluation(run), indent=1).encode()
+    if (adapter := _json(run / "adapter_config.json")) != _portable(adapter):
+        files["adapter_config.json"] = json.dumps(_portable(adapter), indent=2, sort_keys=True).encode()
+    _check_no_token(run, files)
+    return files
+
+
+def _check_no_token(run: Path, files: dict[str, Path | bytes]) -> None:
+    from huggingface_hub import get_token
+
+    token = get_token().encode()
+    for name, content in files.items():
+        if name.endswith(".safetensors"):
+            continue
+        if token in (content if isinstance(content, bytes) else content.read_bytes()):
+            raise InputError(f"{run / name} holds your Hub token, so nothing was pushed: remove it from that file.")
+
+
+def _full_name(repo: str, may_write: bool = True) -> str:
+    """The repository's name with its namespace, after asking the Hub who the token belongs to and what it may do."""
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise InputError(f"{repo!r} is not the name of a Hub repository: write `name` or `me/name`.") from error
+    if not get_token():
+        raise InputError("There is no Hub token to push with: run `hf auth login` or set HF_TOKEN.")
+    try:
+        user = HfApi().whoami()
+    except HfHubHTTPError as error:
+        if error.response.status_code != 401:
+            raise
+        raise InputError("The Hub refuses the token: run `hf auth login` or set HF_TOKEN to a valid one.") from error
+    name = repo if "/" in repo else f"{user['name']}/{repo}"
+    if may_write:
+        _check_may_write(user, name)
+    return name
+
+
+def _check_may_write(user: dict[str, Any], repo: str) -> None:
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise InputError(
+            f"The token of {user['name']} may only read: make one that may write, then `hf auth login` or set HF_TOKEN."
+        )
+    writable = [user["name"], *(org["name"] for org in user.get("orgs", []) if org.get("roleInOrg") != "read")]
+    owner = repo.split("/")[0]
+    if owner not in writable:
+        raise InputError(f"{user['name']} may not push to {owner!r}, only to {', '.join(writable)}.")
+
+
+@contextmanager
+def _reaching_hub(failure: str, remedy: str = "; check the connection") -> Iterator[None]:
+    """Say in one sentence what any of the client's many errors means. Only calls to the Hub belong inside."""
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import HTTPError
+
+    get_session().timeout = PATIENCE
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:  # the client raises all of these
+        raise RunError(f"{failure} ({_cause(error)}){remedy}.") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What the Hub answered, or else the innermost error's first line."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while not isinstance(error, HfHubHTTPError) and error.__cause__:
+        error = error.__cause__
+    if not isinstance(error, HfHubHTTPError):
+        return _first_line(error)
+    response = error.response
+    said = f": {error.server_message}" if error.server_message else ""
+    return f"the Hub answered {response.status_code} {response.reason_phrase}{said}".rstrip(".")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
