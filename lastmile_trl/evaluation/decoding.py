@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,24 +38,24 @@ def decode(
 ) -> list[Output]:
     """Complete every prompt once, in order; temperature 0 is greedy.
 
-    Every row draws from a random generator of its own, seeded by `seed` and its position, so a sample depends on the
-    batch size and its neighbours only through the rounding of padded batches, and torch's global state is not touched.
-    The model's own generation settings are set aside, except its end tokens. A model in training comes back as it was;
-    a sharded one must be gathered first (`trl.models.unwrap_model_for_generation`).
+    Every row draws from a random generator of its own, seeded by `seed`, its prompt and how often that came before, so
+    a sample depends on the batch size and the other rows only through the rounding of padded batches, and torch's
+    global state is not touched. The model's own generation settings are set aside, except its end tokens. A model in
+    training comes back as it was; a sharded one must be gathered first (`trl.models.unwrap_model_for_generation`).
     """
     import torch
 
     prompt_ids = _tokenize(tokenizer, prompts)
     end_ids = _end_ids(model, tokenizer)
+    seeds = _seeds(prompt_ids, seed)
     order = sorted(range(len(prompts)), key=lambda row: -len(prompt_ids[row]))
     outputs: dict[int, Output] = {}
     with torch.no_grad(), _evaluating(model), _neutral_generation_config(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            sampling = _sampling(rows, temperature, top_p, seed, model.device) if temperature > 0 else []
-            completions = _complete(
-                model, tokenizer, [prompt_ids[row] for row in rows], max_new_tokens, end_ids, sampling
-            )
+            batch = [prompt_ids[row] for row in rows]
+            sampling = _sampling([seeds[row] for row in rows], temperature, top_p, model.device)
+            completions = _complete(model, tokenizer, batch, max_new_tokens, end_ids, sampling)
             texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
             for row, ids, text in zip(rows, completions, texts, strict=True):
                 outputs[row] = Output(text=text, tokens=len(ids), ended=bool(ids) and ids[-1] in end_ids)
@@ -119,24 +120,36 @@ def _up_to_end(ids: list[int], end_ids: list[int]) -> list[int]:
     return ids[: end + 1]
 
 
-def _sampling(rows: list[int], temperature: float, top_p: float, seed: int, device: torch.device) -> list:
+def _seeds(prompt_ids: list[list[int]], seed: int) -> list[int]:
+    """A seed per row that no other row shares, wherever the row stands and whichever process decodes it."""
+    earlier: Counter = Counter()
+    seeds = []
+    for ids in map(tuple, prompt_ids):
+        # torch's generators want well mixed seeds, and Python mixes a text into one
+        seeds.append(random.Random(f"{seed} {earlier[ids]} {ids}").getrandbits(63))
+        earlier[ids] += 1
+    return seeds
+
+
+def _sampling(seeds: list[int], temperature: float, top_p: float, device: torch.device) -> list:
+    """The steps from logits to a sample; none for greedy decoding."""
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-    warpers = [TemperatureLogitsWarper(float(temperature))] if temperature != 1.0 else []
-    if top_p < 1.0:
+    if temperature == 0:
+        return []
+    warpers = [TemperatureLogitsWarper(float(temperature))] if temperature != 1 else []
+    if top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
-    return [*warpers, _GumbelNoise(rows, seed, device)]
+    return [*warpers, _GumbelNoise(seeds, device)]
 
 
 class _GumbelNoise:
     """Turns the greedy choice into a sample: argmax(logits + Gumbel noise) is distributed as softmax(logits)."""
 
-    def __init__(self, rows: list[int], seed: int, device: torch.device):
+    def __init__(self, seeds: list[int], device: torch.device):
         import torch
 
-        # consecutive numbers are poor seeds for torch's generator, Python's own mixes them
-        seeds = [random.Random(f"{seed}/{row}").getrandbits(63) for row in rows]
-        self.generators = [torch.Generator(device).manual_seed(number) for number in seeds]
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         import torch
@@ -152,6 +165,10 @@ def _evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode, which also switches gradient checkpointing off, then every module's own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    for module, training in modes:
+        # at its first use in evaluation mode on a CPU, a 4-bit layer packs its weights, and no gradient passes it again
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.training = training
     try:
         yield
     finally:

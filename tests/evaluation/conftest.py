@@ -29,13 +29,13 @@ def model(tokenizer):
     return make_model(tokenizer)
 
 
-def make_model(tokenizer, seed=0):
+def make_model(tokenizer, seed=0, hidden=32):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -53,4 +53,4 @@ def make_model(tokenizer, seed=0):
 
 @pytest.fixture
 def new_model(tokenizer):
-    return lambda seed=0: make_model(tokenizer, seed)
+    return lambda **options: make_model(tokenizer, **options)

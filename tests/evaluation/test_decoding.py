@@ -11,7 +11,6 @@ PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w13", "w1 w2 w3", "w
 
 def greedy_by_hand(model, tokenizer, prompt, budget):
     """No batch, no padding, no cache, no generate."""
-    model.eval()
     ids = tokenizer(prompt)["input_ids"]
     start = len(ids)
     with torch.no_grad():
@@ -110,13 +109,14 @@ def test_progress_is_told_batch_by_batch(model, tokenizer):
     assert told == [(4, 6), (6, 6)]
 
 
-def test_samples_follow_the_seed_and_the_row_but_not_the_batch(model, tokenizer):
+def test_samples_follow_the_seed_and_the_prompt_but_not_the_batch(model, tokenizer):
     def sample(prompts=PROMPTS, **options):
         return decode(model, tokenizer, prompts, max_new_tokens=10, temperature=1.0, **options)
 
     first = sample(seed=1)
     assert sample(seed=1, batch_size=1) == first
-    assert sample(PROMPTS[:3], seed=1, batch_size=2) == first[:3]
+    assert sample(PROMPTS[1::2], seed=1, batch_size=2)[::2] == [first[1], first[5]]
+    assert sample(PROMPTS[3::-1], seed=1) == first[3::-1], "the place of a row counts"
     assert sample(seed=2) != first
     assert first[0] != first[4], "two rows of one prompt drew the same numbers"
 
@@ -197,6 +197,31 @@ def test_an_adapter_takes_part(model, tokenizer):
     merged = adapted.merge_and_unload()
     assert with_adapter == [greedy_by_hand(merged, tokenizer, prompt, 8) for prompt in PROMPTS]
     assert with_adapter != plain
+
+
+def test_a_4_bit_model_decodes_and_trains_on_as_before(new_model, tokenizer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    new_model(hidden=128).save_pretrained(tmp_path)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
+        device_map="cpu",
+    )
+    model = get_peft_model(quantised, LoraConfig(r=4, target_modules="all-linear")).train()
+
+    def gradients():
+        model.zero_grad()
+        ids = tokenizer("w1 w2 w3", return_tensors="pt")["input_ids"]
+        model(input_ids=ids, labels=ids).loss.backward()
+        return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+    before = gradients()
+    outputs = decode(model, tokenizer, PROMPTS, max_new_tokens=6)
+    assert all(torch.equal(*pair) for pair in zip(before, gradients(), strict=True))
+    assert outputs == [greedy_by_hand(model, tokenizer, prompt, 6) for prompt in PROMPTS]
 
 
 def length_reward(completions, **columns):
