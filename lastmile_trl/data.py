@@ -81,7 +81,7 @@ def _read(data: Data, split: str) -> "Dataset":
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
 
 
 def _clean(rows: "Dataset", data: Data, split: str, notes: list[str]) -> "Dataset":

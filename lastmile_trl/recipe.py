@@ -99,6 +99,8 @@ HINTS = {
     "eval_steps": "use evaluation.every",
     "do_eval": "use evaluation.every",
     "resume_from_checkpoint": "`lastmile run` continues an unfinished run by itself",
+    "chat_template_kwargs": "SFT and evaluation would not see it: choose a model whose template needs none",
+    "chat_template_path": "RL and evaluation would not see it: save the tokenizer with its template beside the model",
     "eos_token": "the tokenizer's own end token is used in training and evaluation alike",
 }
 

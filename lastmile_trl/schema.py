@@ -83,6 +83,8 @@ def accepts(annotation: str, value: object) -> bool:
             types.append(type(None))
         elif kind in _TYPES:
             types.append(_TYPES[kind])
+            if part == "list[str]":  # one name stands for a list of one, as in `lora_target_modules: all-linear`
+                types.append(str)
         else:
             return True
     if isinstance(value, bool):  # a bool is an int to Python, not to a reader

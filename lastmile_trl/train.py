@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -82,6 +83,9 @@ def _train(recipe: Recipe) -> None:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(recipe.run)))
     trainer.save_model(str(recipe.run))
+    if PartialState().is_main_process:
+        # TRL's frozen copy of the adapter that training went on from; PEFT saves it along.
+        shutil.rmtree(recipe.run / "ref", ignore_errors=True)
 
     outputs = {}
     for decoding, settings in _decodings(recipe.evaluation).items():
@@ -201,6 +205,20 @@ def _callbacks(recipe: Recipe, trainer: "Trainer", held_out: "Dataset") -> list:
                 with (recipe.run / "history.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
+    class Completions(TrainerCallback):
+        """What GRPO's trainer writes by itself: every logged step's completions with their rewards."""
+
+        def on_log(self, args, state, control, **kwargs):
+            logs = trainer._logs
+            if state.is_world_process_zero and logs["prompt"]:
+                from datasets import Dataset
+
+                columns = {key: list(logs[key]) for key in ("prompt", "completion")}
+                columns |= {name: list(values) for name, values in logs["rewards"].items()}
+                columns["advantage"] = list(logs["advantages"])
+                folder = recipe.run / "completions"
+                Dataset.from_dict(columns).to_parquet(folder / f"completions_{state.global_step:05d}.parquet")
+
     class HeldOut(TrainerCallback):
         """Greedy outputs for the held-out rows, measured with the evaluation's metrics, logged as `eval_<metric>`."""
 
@@ -216,7 +234,12 @@ def _callbacks(recipe: Recipe, trainer: "Trainer", held_out: "Dataset") -> list:
                     trainer._metrics["train"][f"eval_{name}"].append(sum(known) / len(known))
             control.should_log = True
 
-    return [Progress(), History(), *([HeldOut()] if recipe.evaluation.every else [])]
+    chosen: list[TrainerCallback] = [Progress(), History()]
+    if recipe.evaluation.every:
+        chosen.append(HeldOut())
+    if recipe.method == "rloo" and trainer.log_completions:
+        chosen.append(Completions())
+    return chosen
 
 
 # --- decoding ------------------------------------------------------------------------------------------------------
@@ -249,7 +272,11 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
     accelerator = trainer.accelerator
     share = range(accelerator.process_index, len(rows), accelerator.num_processes)
     with (
-        unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model,
+        unwrap_model_for_generation(
+            trainer.model_wrapped,
+            accelerator,
+            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+        ) as model,
         DistributedBackend(accelerator).summon_full_params(trainer.model_wrapped, recurse=False),
     ):
         outputs = decode(
@@ -304,6 +331,7 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     outputs, rewarded, held_out = {}, set(), None
     for name, run in runs.items():
         tokenizer, decode = _decoder(run)
+        stored = stored_recipe(run)
         held_out = held_out_rows(recipe, rows, tokenizer)
         outputs[name] = {}
         for decoding, settings in _decodings(recipe.evaluation).items():
@@ -316,9 +344,9 @@ def compare(recipe: Recipe) -> dict[str, Any]:
                 batch_size=recipe.evaluation.batch_size,
                 **settings,
             )
-            if not kept and run.is_dir():
+            if stored and not kept:
                 _keep_outputs(run, fingerprint, outputs[name][decoding])
-        if (stored := stored_recipe(run)) is not None:
+        if stored:
             rewarded |= _reward_names(stored)
     postprocess = recipe.evaluation.postprocess
     shown = [next(iter(runs))] if postprocess is None else postprocess

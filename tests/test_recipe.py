@@ -10,7 +10,11 @@ GRPO = {
     "method": "grpo",
     "model": {"model_name_or_path": "some/model"},
     "data": {"path": "rows.jsonl", "prompt": "{source} =>", "references": "target"},
-    "rewards": ["length", {"rouge": {"variant": "rougeL", "weight": 1.0}}, {"rouge": {"variant": "rouge1", "name": "r1"}}],
+    "rewards": [
+        "length",
+        {"rouge": {"variant": "rougeL", "weight": 1.0}},
+        {"rouge": {"variant": "rouge1", "name": "r1"}},
+    ],
     "training": {"learning_rate": "1e-5", "output_dir": "runs/x"},
 }
 
@@ -90,7 +94,10 @@ def test_the_resolved_recipe_reads_back_as_itself(write, tmp_path):
         ({"training": {"max_prompt_tokens": 5}}, "training.max_prompt_tokens: it belongs in section `data`."),
         ({"training": {"learning_rate": "fast"}}, "training.learning_rate must be float, not 'fast'"),
         ({"training": {"num_generations": 4.5}}, "training.num_generations must be int or None, not 4.5"),
-        ({"training": {"warmup_ratio": 0.1}}, "training.warmup_ratio is not used here: it is called training.warmup_steps"),
+        (
+            {"training": {"warmup_ratio": 0.1}},
+            "training.warmup_ratio is not used here: it is called training.warmup_steps",
+        ),
         ({"training": {"max_prompt_length": 5}}, "data.max_prompt_tokens"),
         ({"training": {"max_seq_length": 5}}, "data.max_prompt_tokens"),
         ({"training": {"overwrite_output_dir": True}}, "--force"),
@@ -152,7 +159,11 @@ def test_a_shipped_recipe_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_a_folder_runs_in_the_order_of_what_starts_from_what(write, tmp_path):
-    write(name="task/a_grpo.yaml", model={"model_name_or_path": "runs/task/sft"}, training={"output_dir": "runs/task/grpo"})
+    write(
+        name="task/a_grpo.yaml",
+        model={"model_name_or_path": "runs/task/sft"},
+        training={"output_dir": "runs/task/grpo"},
+    )
     write(name="task/b_rloo.yaml", method="rloo", model={"model_name_or_path": "runs/task/grpo"},
           training={"output_dir": "runs/task/rloo"})  # fmt: skip
     write(name="task/z_sft.yaml", method="sft", rewards=[], training={"output_dir": "runs/task/sft"})

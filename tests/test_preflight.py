@@ -1,0 +1,171 @@
+"""Wrong input is refused with one sentence before a model loads: no test here imports torch."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lastmile_trl import preflight
+from lastmile_trl.recipe import Recipe
+
+from .conftest import make_rows, write_jsonl
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(32))
+
+    def build(method="grpo", **sections):
+        values = {
+            "method": method,
+            "model": {"model_name_or_path": str(model)},
+            "data": {"path": str(rows), "prompt": "{source} =>", "references": "target", "held_out": 8},
+            "rewards": ["rouge"],
+            "training": {"output_dir": str(tmp_path / "run")},
+        }
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+        return Recipe(Path("test.yaml"), values)
+
+    return build
+
+
+def problem(recipe, **keys):
+    """The one problem that a check finds."""
+    (found,) = preflight.check(recipe, **keys).problems
+    assert "\n" not in found and found[-1] in ".?"
+    return found
+
+
+def test_a_sound_recipe_has_no_problem_and_says_what_it_saw(recipe):
+    findings = preflight.check(recipe())
+    assert findings.problems == []
+    assert "24 rows to train on, 8 held out." in findings.notes
+    (line,) = [text for text in findings.notes if text.startswith("rouge/rougeL: ")]
+    assert line.startswith("rouge/rougeL: 1.000 for the references, 0.")
+
+
+def test_nothing_heavy_is_imported():
+    import subprocess
+
+    code = "import sys, lastmile_trl.preflight, lastmile_trl.cli, lastmile_trl.launch; print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "transformers", "trl", "peft", "datasets"} & set(eval(loaded))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"rewards": ["roge"]}, "did you mean 'rouge'?"),
+        ({"rewards": ["rouge", "rouge"]}, "Two rewards are called 'rouge/rougeL'"),
+        ({"rewards": [{"rouge": {"variant": "rougel"}}]}, "did you mean 'rougeL'?"),
+        ({"rewards": ["lastmile_trl.synthetic:FactF1"]}, "Reward 'fact_f1' needs a column 'facts'"),
+        ({"evaluation": {"metrics": ["lenght"]}}, "did you mean 'length'?"),
+        ({"data": {"references": "traget"}}, "has no column 'traget', only id, source, target, did you mean 'target'?"),
+        ({"data": {"path": "nowhere.jsonl"}}, "'nowhere.jsonl' does not exist"),
+        ({"data": {"path": "some/dataset"}}, "'some/dataset' is not a file here, not in the cache, and the Hub cannot"),
+        (
+            {"model": {"model_name_or_path": "some/model"}},
+            "'some/model' is not a folder here, not in the cache, and the Hub",
+        ),
+        ({"model": {"model_name_or_path": "./nowhere"}}, "'./nowhere' is not a folder here"),
+        ({"model": {"model_name_or_path": "runs/task/sft"}}, "'runs/task/sft' is not a folder here"),
+        ({"model": {"load_in_4bit": True}}, "set model.use_peft: true"),
+        ({"model": {"load_in_4bit": True, "load_in_8bit": True, "use_peft": True}}, "exclude each other"),
+        ({"training": {"num_generations": 3}}, "8 completions are generated at once"),
+        ({"training": {"num_generations": 1}}, "compares at least 2"),
+        ({"training": {"generation_batch_size": 12}}, "generation_batch_size=12 must be a multiple of"),
+        ({"training": {"generation_batch_size": 16, "steps_per_generation": 2}}, "not both"),
+        ({"training": {"num_generations": 2, "gradient_accumulation_steps": 10}}, "one step takes 40 prompts"),
+        ({"training": {"report_to": "wandb"}}, "needs the package wandb, which is not installed: pip install wandb"),
+    ],
+)
+def test_wrong_input_gets_one_sentence(recipe, sections, message):
+    assert message in problem(recipe(**sections))
+
+
+def test_four_bit_with_vllm(recipe):
+    stage = recipe(model={"load_in_4bit": True, "use_peft": True}, training={"use_vllm": True})
+    assert "training.use_vllm does not work with a quantised model" in preflight.check(stage).problems[0]
+
+
+def test_the_batch_of_all_processes_counts(recipe):
+    stage = recipe(training={"num_generations": 6, "per_device_train_batch_size": 3})
+    assert "3 completions are generated at once" in problem(stage)
+    assert preflight.check(stage, processes=2).problems == []
+
+
+def test_empty_references(recipe, tmp_path):
+    rows = [*make_rows(30), {"id": 30, "source": "x", "target": ""}]
+    path = write_jsonl(tmp_path / "holes.jsonl", rows)
+    findings = preflight.check(recipe(data={"path": str(path)}))
+    assert findings.problems == []
+    assert any("1 of 23 rows have an empty prompt (0) or an empty reference (1); they are left out" in t or
+               "1 of 8 rows" in t for t in findings.notes)  # fmt: skip
+    assert "an empty reference (1)" in problem(recipe(data={"path": str(path), "strict": True}))
+    path = write_jsonl(tmp_path / "empty.jsonl", [{"source": "x", "target": ""}] * 30)
+    assert "22 of 22 rows have" in problem(recipe(data={"path": str(path)}))
+
+
+def test_a_sequence_to_sequence_model(recipe, tmp_path):
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
+    assert "is a sequence-to-sequence model (t5)" in problem(recipe())
+
+
+def test_a_folder_without_a_model(recipe, tmp_path):
+    (tmp_path / "model" / "config.json").unlink()
+    assert "holds no model" in problem(recipe())
+
+
+def test_no_bitsandbytes(recipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    stage = recipe(model={"load_in_4bit": True, "use_peft": True})
+    assert (
+        "needs the package bitsandbytes, which is not installed: pip install 'lastmile-trl[quantization]'"
+        in problem(stage)
+    )
+
+
+def test_an_adapter_goes_on_as_it_is(recipe, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "model"), "r": 8, "lora_alpha": 16})
+    )
+    start = {"model_name_or_path": str(adapter)}
+    assert "is a LoRA adapter: set model.use_peft: true" in problem(recipe(model=start))
+    assert "model.lora_r is 16, but the adapter" in problem(recipe(model={**start, "use_peft": True, "lora_r": 16}))
+    assert preflight.check(recipe(model={**start, "use_peft": True, "lora_r": 8})).problems == []
+
+
+def test_a_run_folder_of_another_recipe(recipe, tmp_path):
+    first = recipe()
+    first.run.mkdir()
+    (first.run / "recipe.yaml").write_text(first.yaml())
+    assert preflight.check(recipe()).problems == []
+    other = recipe(training={"learning_rate": 1e-4})
+    assert "run holds another recipe's run (training.learning_rate was 'not set', is 0.0001)" in problem(other)
+    assert preflight.check(other, force=True).problems == []
+    (first.run / "recipe.yaml").rename(first.run / "notes.txt")
+    assert "holds files that are not a run of ours" in problem(recipe())
+
+
+def test_a_stage_may_start_from_a_run_that_comes_before_it(recipe, tmp_path):
+    stage = recipe(model={"model_name_or_path": str(tmp_path / "sft")})
+    assert "is not a folder here" in problem(stage)
+    assert preflight.check(stage, upcoming={tmp_path / "sft"}).problems == []
+
+
+def test_evaluate_checks_its_runs(recipe, tmp_path):
+    values = dict(recipe().values)
+    del values["model"], values["rewards"]
+    stage = Recipe(
+        Path("e.yaml"),
+        {**values, "method": "evaluate", "evaluation": {"runs": [str(tmp_path / "model"), "no/such/run"]}},
+    )
+    assert "'no/such/run' is not a folder here" in problem(stage)

@@ -1,0 +1,244 @@
+"""Every shipped recipe: its head, its keys, its arithmetic, and two steps of it with a tiny model."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lastmile_trl import cli, rewards
+from lastmile_trl.data import template_columns
+from lastmile_trl.launch import Launch
+from lastmile_trl.preflight import prompts_per_generation
+from lastmile_trl.recipe import METHODS, RL, Recipe, collect, load, shipped
+from lastmile_trl.train import TRAINERS, run
+
+from .conftest import sentence, write_jsonl
+
+ROOT = shipped("recipes")
+FILES = sorted(ROOT.rglob("*.yaml"))
+TRAINING = [path for path in FILES if load(path).method in TRAINERS]
+RUNS = {str(load(path).run): path for path in FILES}
+
+
+def name(path: Path) -> str:
+    """`samsum/grpo`"""
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+every_recipe = pytest.mark.parametrize("path", FILES, ids=name)
+every_training = pytest.mark.parametrize("path", TRAINING, ids=name)
+
+
+def test_the_walk_sees_every_recipe():
+    folders = {"commongen": 2, "e2e": 2, "local_jsonl": 2, "quickstart": 3, "samsum": 3, "tldr": 2, "tldr_7b": 2, "xsum": 2}
+    assert {folder.name: len(list(folder.iterdir())) for folder in ROOT.iterdir()} == folders
+    assert len(FILES) == 18
+    assert len(TRAINING) == 17
+
+
+# --- heads ---------------------------------------------------------------------------------------------------------
+
+
+def head(path: Path) -> dict[str, str]:
+    """The labelled lines a recipe begins with: `# Run: lastmile ...` is {"Run": "lastmile ..."}."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]
+    return dict(match.groups() for line in comment[1:] if (match := re.fullmatch(r"# ([A-Z][A-Za-z ]*): +(.+)", line)))
+
+
+def command(line: str) -> tuple[list[Recipe], Launch]:
+    """What a command of a head would start, from the words the command line takes."""
+    program, *words = shlex.split(line)
+    assert program == "lastmile"
+    parsed = cli._parser().parse_args(words)
+    assert parsed.call is cli._run
+    names, overrides = cli._split(parsed.recipe)
+    return collect(names, overrides), Launch.choose(parsed.accelerate, parsed.num_processes)
+
+
+@every_recipe
+def test_the_first_line_says_what_it_is_for(path):
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert re.fullmatch(r"# [A-Z].{20,}\.", first)
+    assert len(first) <= 120
+
+
+@every_recipe
+def test_the_run_line_starts_this_recipe_last_and_what_it_needs_first(path):
+    recipes, launch = command(head(path)["Run"])
+    assert recipes[-1].source == path
+    assert recipes[-1].values == load(path).values
+    needed = {start for start in recipes[-1].starts_from if start in RUNS and recipes[-1].method in RL}
+    if path.parent.name != "quickstart":
+        assert {str(recipe.run) for recipe in recipes[:-1]} == needed
+    if recipes[-1].method in RL:
+        assert prompts_per_generation(recipes[-1], launch.processes) >= 8
+
+
+@every_recipe
+def test_the_change_line_changes_it(path):
+    (recipe,), _ = command(head(path)["Change"])
+    assert recipe.source == path
+    assert recipe.values != load(path).values
+    rewards.build(recipe.rewards)
+    if recipe.method in RL:
+        assert prompts_per_generation(recipe, 1)
+
+
+@every_recipe
+def test_many_gpus_take_the_batch_of_one(path):
+    if "Many GPUs" not in head(path):
+        pytest.skip("for one machine or one size only")
+    (one,), alone = command(head(path)["Run"].replace(f"{name(path.with_name('sft.yaml'))} {name(path)}", name(path)))
+    (many,), launch = command(head(path)["Many GPUs"])
+    assert (many.source, alone.processes) == (path, 1)
+    assert launch.processes > 1
+
+    def batch(recipe, processes):
+        said = recipe.training
+        return processes * said["per_device_train_batch_size"] * said["gradient_accumulation_steps"]
+
+    assert batch(many, launch.processes) == batch(one, 1)
+    if many.method in RL:
+        assert prompts_per_generation(many, launch.processes) == prompts_per_generation(one, 1)
+
+
+@every_training
+def test_other_lines_of_the_head_are_commands_or_honest(path):
+    said = head(path)
+    if path.parent.name == "quickstart":
+        return
+    assert "by arithmetic; not yet run" in said["Sized for"]
+    (tracked,), _ = command(said["Track"])
+    assert tracked.training["report_to"] == "trackio"
+
+
+# --- contents ------------------------------------------------------------------------------------------------------
+
+
+@every_recipe
+def test_it_writes_to_the_folder_of_its_name(path):
+    assert load(path).values["training"]["output_dir"] == f"runs/{name(path)}"
+
+
+@every_training
+def test_a_task_has_one_data_section(path):
+    recipe, sft = load(path), load(path.with_name("sft.yaml"))
+    assert recipe.values["data"] == sft.values["data"]
+    assert recipe.evaluation.max_new_tokens == sft.evaluation.max_new_tokens
+    if recipe.method in RL:
+        assert recipe.model["model_name_or_path"] == str(sft.run)
+        assert recipe.model.get("use_peft", False) == sft.model.get("use_peft", False)
+        assert recipe.model.get("load_in_4bit", False) == sft.model.get("load_in_4bit", False)
+        assert recipe.training["max_completion_length"] == recipe.evaluation.max_new_tokens
+
+
+@every_training
+def test_trl_takes_its_sections(path, tmp_path):
+    import importlib
+
+    from trl import ModelConfig, get_peft_config
+
+    recipe = load(path)
+    module, kind = METHODS[recipe.method].split(":")
+    overrides = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
+    config = getattr(importlib.import_module(module), kind)(**{**recipe.training, **overrides})
+    assert config.learning_rate == recipe.training["learning_rate"]
+    model = ModelConfig(**recipe.model)
+    if "lora_target_modules" in recipe.model:
+        assert get_peft_config(model).target_modules == "all-linear"
+    rewards.build(recipe.evaluation.metrics)
+    if recipe.method in RL and recipe.training.get("save_strategy") != "no":
+        # A checkpoint within a round of generation would resume with other completions.
+        steps = config.steps_per_generation * config.num_iterations / config.gradient_accumulation_steps
+        assert config.save_steps % steps == 0
+
+
+# --- two steps -----------------------------------------------------------------------------------------------------
+
+
+def tiny_rows(recipe: Recipe, count: int, first: int = 0) -> list[dict]:
+    """Rows with the columns that a recipe names."""
+    columns = template_columns(recipe.data)
+    return [
+        {
+            "id": str(number),
+            **{c: ["cat", "dog"] if c == "concepts" else sentence(number, 12) for c in columns},
+            recipe.data.references: sentence(number, 5),
+        }
+        for number in range(first, first + count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory, tiny_model_folder):
+    """Run two steps of a recipe, once, after two steps of the recipe it starts from."""
+    folder = tmp_path_factory.mktemp("recipes")
+    done: dict[Path, Recipe] = {}
+
+    def two_steps(path: Path) -> Recipe:
+        if path in done:
+            return done[path]
+        recipe = load(path)
+        start = recipe.model["model_name_or_path"]
+        overrides = [
+            f"model.model_name_or_path={two_steps(RUNS[start]).run if start in RUNS else tiny_model_folder}",
+            f"training.output_dir={folder / 'runs' / name(path)}",
+            "training.max_steps=2",
+            "training.per_device_train_batch_size=8",
+            "training.gradient_accumulation_steps=1",
+            "training.logging_steps=1",
+            "evaluation.every=1",
+            "evaluation.rows=4",
+            "evaluation.max_new_tokens=8",
+        ]
+        if recipe.method in RL:
+            overrides.append("training.max_completion_length=8")
+        if not recipe.data.path.startswith("synthetic:"):
+            rows = folder / "data" / path.parent.name
+            rows.mkdir(parents=True, exist_ok=True)
+            train = write_jsonl(rows / "train.jsonl", tiny_rows(recipe, 24))
+            if recipe.data.eval_split:
+                write_jsonl(rows / f"{recipe.data.eval_split}.jsonl", tiny_rows(recipe, 8, first=24))
+            overrides += [f"data.path={rows if recipe.data.eval_split else train}", "data.held_out=8"]
+            overrides += ["data.name=null", "data.revision=null"]
+        done[path] = load(path, overrides)
+        run(done[path])
+        return done[path]
+
+    return two_steps
+
+
+@every_training
+def test_two_steps_fill_the_run_folder(path, two_steps):
+    recipe = two_steps(path)
+    files = {file.name for file in recipe.run.iterdir()}
+    assert {"recipe.yaml", "environment.json", "history.jsonl", "evaluation.json", "report.html", "README.md"} <= files
+    weights = "adapter_model.safetensors" if recipe.model.get("use_peft") else "model.safetensors"
+    assert weights in files
+
+    history = [json.loads(line) for line in (recipe.run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [row for row in history if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all("eval_rouge/rougeL" in row and "eval_words" in row for row in steps)
+    names = [reward.name for reward in rewards.build(recipe.rewards)]
+    for row in steps:
+        assert ("reward" in row) == (recipe.method in RL)
+        assert all(f"rewards/{reward}/mean" in row for reward in names)
+
+    evaluation = json.loads((recipe.run / "evaluation.json").read_text(encoding="utf-8"))
+    assert evaluation["rows"] == 4
+    assert {result["decoding"] for result in evaluation["results"]} == {"greedy", "sampled"}
+
+
+@every_training
+def test_an_rl_stage_goes_on_with_the_adapter_of_sft(path, two_steps):
+    recipe = two_steps(path)
+    if recipe.method not in RL or not recipe.model.get("use_peft"):
+        pytest.skip("no adapter to go on with")
+    start = json.loads((Path(recipe.starts_from[0]) / "adapter_config.json").read_text(encoding="utf-8"))
+    result = json.loads((recipe.run / "adapter_config.json").read_text(encoding="utf-8"))
+    assert result["base_model_name_or_path"] == start["base_model_name_or_path"]
+    assert (result["r"], sorted(result["target_modules"])) == (16, sorted(start["target_modules"]))

@@ -1,0 +1,285 @@
+"""Real trainers on a tiny model: what a run folder holds, and that what should learn learns."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lastmile_trl import train
+from lastmile_trl.errors import InputError, RunError
+from lastmile_trl.recipe import Recipe
+
+from .conftest import make_rows, write_jsonl
+
+RUN_FILES = {"recipe.yaml", "environment.json", "history.jsonl", "evaluation.json", "report.html", "README.md"}
+
+
+def short_completion(completions, **columns):
+    """A reward that any policy can raise: fewer characters."""
+    return [-len(text) / 40 for text in completions]
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_model_folder):
+    """A recipe on 24 rows; sections are merged into it."""
+    rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(24))
+
+    def build(method="sft", run="run", **sections):
+        values = {
+            "method": method,
+            "model": {"model_name_or_path": str(tiny_model_folder)},
+            "data": {"path": str(rows), "prompt": "{source} =>", "references": "target", "held_out": 8},
+            "training": {
+                "output_dir": str(tmp_path / run),
+                "max_steps": 2,
+                "per_device_train_batch_size": 8,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                "gradient_checkpointing": False,
+                "learning_rate": 1e-2,
+            },
+            "evaluation": {"rows": 6, "max_new_tokens": 12},
+        }
+        if method in ("grpo", "rloo"):
+            values["rewards"] = ["rouge"]
+            values["training"] |= {"num_generations": 4, "max_completion_length": 12}
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+        return Recipe(Path("test.yaml"), values)
+
+    return build
+
+
+def history(recipe):
+    return train.history(recipe.run)
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo", "rloo"])
+def test_a_run_leaves_everything_in_its_folder(recipe, method):
+    stage = recipe(method, evaluation={"every": 1})
+    train.run(stage)
+    assert RUN_FILES | {"model.safetensors", "tokenizer.json", "config.json"} <= {p.name for p in stage.run.iterdir()}
+    logged = history(stage)
+    assert [row["step"] for row in logged if "loss" in row] == [1, 2]
+    assert all("eval_rouge/rougeL" in row and "eval_ended" in row for row in logged if "loss" in row)
+    environment = json.loads((stage.run / "environment.json").read_text())
+    assert environment["finished"] and environment["device"] == "cpu" and environment["processes"] == 1
+    evaluation = json.loads((stage.run / "evaluation.json").read_text())
+    assert {(r["decoding"], r["postprocessed"]) for r in evaluation["results"]} == {
+        (decoding, post) for decoding in ("greedy", "sampled") for post in (False, True)
+    }
+    assert evaluation["metrics"]["rouge/rougeL"]["rewarded"] is (method != "sft")
+    if method != "sft":
+        assert all("rewards/rouge/rougeL/mean" in row for row in logged if "loss" in row)
+        assert len(list((stage.run / "completions").glob("*.parquet"))) == 2
+    assert train.is_done(stage)
+    assert not train.is_done(recipe(method, evaluation={"every": 2}))
+
+
+def test_sft_learns_and_then_says_what_it_learned(recipe, tmp_path):
+    rows = [{"source": "red cat", "target": "dog on mat"}] * 32
+    write_jsonl(tmp_path / "same.jsonl", rows)
+    stage = recipe(data={"path": str(tmp_path / "same.jsonl")}, training={"max_steps": 30})
+    train.run(stage)
+    losses = [row["loss"] for row in history(stage) if "loss" in row]
+    assert losses[-1] < losses[0] / 10
+    assert train.generate(stage.run, ["red cat =>"], max_new_tokens=12) == [" dog on mat"]
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_the_reward_rises(recipe, method):
+    stage = recipe(
+        method,
+        rewards=[{"tests.test_train:short_completion": {"weight": 1.0}}],
+        training={"max_steps": 15, "num_generations": 8, "per_device_train_batch_size": 32},
+    )
+    train.run(stage)
+    rewards = [row["reward"] for row in history(stage) if "reward" in row]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.08
+
+
+def test_weights_of_rewards_reach_the_trainer(recipe):
+    stage = recipe("grpo", rewards=[{"rouge": {"weight": 2.0}}, {"length": {"weight": 0.5}}])
+    train.run(stage)
+    for row in history(stage):
+        if "reward" in row:
+            parts = 2.0 * row["rewards/rouge/rougeL/mean"] + 0.5 * row["rewards/length/excess/mean"]
+            assert row["reward"] == pytest.approx(parts, abs=1e-5)
+
+
+def test_the_same_seed_is_the_same_run_and_evaluation_does_not_change_it(recipe):
+    stages = [
+        recipe("grpo", run="a"),
+        recipe("grpo", run="b", evaluation={"every": 1}),
+        recipe("grpo", run="c", training={"seed": 1}),
+    ]
+    for stage in stages:
+        train.run(stage)
+    a, b, c = (load_file(stage.run / "model.safetensors") for stage in stages)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
+    # Beside the times, what was logged is the same too.
+    for left, right in zip(history(stages[0]), history(stages[1]), strict=True):
+        for key in left.keys() - {"step_time"}:
+            if "runtime" not in key and "per_second" not in key:
+                assert left[key] == right[key], key
+
+
+def test_an_exception_in_a_reward_stops_the_run_and_names_it(recipe):
+    stage = recipe("grpo", rewards=[{"tests.test_train:broken": {}}])
+    with pytest.raises(RunError, match="Reward 'broken' failed on row 0 .*ZeroDivisionError"):
+        train.run(stage)
+    assert train.finished(stage.run) is None
+
+
+def broken(completions, **columns):
+    """A user's reward with a bug."""
+    return [1 / 0 for _ in completions]
+
+
+# --- LoRA ----------------------------------------------------------------------------------------------------------
+
+LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "all-linear", "lora_dropout": 0.0}
+
+
+def lora(recipe, start, **keys):
+    return {"model_name_or_path": str(start), **LORA, **keys}
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_rl_goes_on_with_the_sft_adapter_and_its_kl_is_to_the_sft_model(recipe, tiny_model_folder, method, four_bit):
+    quantised = {"load_in_4bit": True} if four_bit else {}
+    sft = recipe(run="sft", model=lora(recipe, tiny_model_folder, **quantised), training={"max_steps": 6})
+    train.run(sft)
+    rl = recipe(method, run="rl", model=lora(recipe, sft.run, **quantised), training={"beta": 0.1, "max_steps": 3})
+    trainer, _ = train._build(rl)
+    adapters = trainer.model.peft_config
+    assert sorted(adapters) == ["default", "ref"]
+    trained_by_sft = load_file(sft.run / "adapter_model.safetensors")
+    for name, parameter in trainer.model.named_parameters():
+        if ".ref." in name or ".default." in name:
+            stored = trained_by_sft[name.replace(".ref.", ".").replace(".default.", ".")]
+            torch.testing.assert_close(parameter.float().cpu(), stored.float(), atol=1e-2, rtol=1e-2)
+            assert parameter.requires_grad is (".default." in name)
+    assert any(tensor.abs().max() > 0 for name, tensor in trained_by_sft.items() if "lora_B" in name)
+
+    train.run(rl)
+    kl = [row["kl"] for row in history(rl) if "kl" in row]
+    # The policy is the SFT model before the first step: against the bare base this would be far from 0.
+    assert abs(kl[0]) < 1e-3
+    assert max(map(abs, kl[1:])) > 1e-5
+    trained_by_rl = load_file(rl.run / "adapter_model.safetensors")
+    assert trained_by_rl.keys() == trained_by_sft.keys()
+    assert any(not torch.equal(trained_by_rl[name].float(), trained_by_sft[name].float()) for name in trained_by_rl)
+    assert not (rl.run / "ref").exists()
+    base = json.loads((rl.run / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(tiny_model_folder)
+
+
+def test_a_new_adapter_on_a_full_sft_model(recipe):
+    sft = recipe(run="sft")
+    train.run(sft)
+    rl = recipe("grpo", run="rl", model=lora(recipe, sft.run), training={"beta": 0.1})
+    train.run(rl)
+    assert abs(history(rl)[0]["kl"]) < 1e-4
+    assert json.loads((rl.run / "adapter_config.json").read_text())["base_model_name_or_path"] == str(sft.run)
+    assert not (rl.run / "model.safetensors").exists()
+
+
+# --- resuming and comparing ----------------------------------------------------------------------------------------
+
+
+def test_an_unfinished_run_goes_on_from_its_checkpoint(recipe):
+    whole = recipe("grpo", run="whole", training={"max_steps": 4, "lr_scheduler_type": "constant"})
+    train.run(whole)
+    first = recipe("grpo", run="halves", training={"max_steps": 2, "lr_scheduler_type": "constant",
+                                                   "save_strategy": "steps", "save_steps": 2})  # fmt: skip
+    train.run(first)
+    second = recipe("grpo", run="halves", training={"max_steps": 4, "lr_scheduler_type": "constant",
+                                                    "save_strategy": "steps", "save_steps": 2})  # fmt: skip
+    train.run(second)
+    assert [row["step"] for row in history(second) if "loss" in row] == [1, 2, 3, 4]
+    a, b = load_file(whole.run / "model.safetensors"), load_file(second.run / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_comparing_runs_reuses_their_outputs_and_reports(recipe, monkeypatch, tiny_model_folder):
+    sft = recipe(run="sft", training={"max_steps": 4})
+    grpo = recipe("grpo", run="grpo", model={"model_name_or_path": str(sft.run)})
+    for stage in (sft, grpo):
+        train.run(stage)
+    values = {
+        "method": "evaluate",
+        "data": sft.values["data"],
+        "training": {"output_dir": str(sft.run.parent / "both")},
+        "evaluation": {**sft.values["evaluation"], "runs": [str(sft.run), str(grpo.run)]},
+    }
+    loaded = []
+    monkeypatch.setattr(train.models, "load_model", lambda *a, **k: loaded.append(a))
+    both = Recipe(Path("both.yaml"), values)
+    result = train.compare(_with_folder(both))
+    assert loaded == []
+    shown = [(r["run"], r["decoding"], r["postprocessed"]) for r in result["results"]]
+    assert shown == [(run, d, post) for d in ("greedy", "sampled")
+                     for run, post in (("sft", False), ("sft", True), ("grpo", False))]  # fmt: skip
+    assert result["baseline"] == "sft"
+    assert (both.run / "report.html").stat().st_size > 10_000
+    alone = json.loads((sft.run / "evaluation.json").read_text())["results"][0]["metrics"]
+    assert result["results"][0]["metrics"]["rouge/rougeL"] == alone["rouge/rougeL"]
+
+
+def test_a_model_that_is_no_run_can_be_compared(recipe, tiny_model_folder):
+    sft = recipe(run="sft")
+    train.run(sft)
+    values = {
+        "method": "evaluate",
+        "data": sft.values["data"],
+        "training": {"output_dir": str(sft.run.parent / "both")},
+        "evaluation": {**sft.values["evaluation"], "runs": [str(tiny_model_folder), str(sft.run)], "postprocess": []},
+    }
+    result = train.compare(_with_folder(Recipe(Path("both.yaml"), values)))
+    assert [r["run"] for r in result["results"]] == ["tiny", "sft"] * 2
+    assert not (tiny_model_folder / "outputs").exists()
+
+
+def _with_folder(recipe):
+    recipe.run.mkdir(parents=True)
+    return recipe
+
+
+# --- refusals that need the tokenizer or TRL -----------------------------------------------------------------------
+
+
+def test_chat_messages_without_a_chat_template(recipe, tiny_model_folder, tmp_path, tokenizer):
+    import shutil
+
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_model_folder, plain)
+    for file in ("chat_template.jinja",):
+        (plain / file).unlink()
+    stage = recipe("grpo", model={"model_name_or_path": str(plain)})
+    del stage.values["data"]["prompt"]
+    stage.values["data"]["messages"] = [{"role": "user", "content": "{source}"}]
+    with pytest.raises(InputError, match="needs a chat template"):
+        train.run(Recipe(stage.source, stage.values))
+
+
+def test_what_trl_itself_refuses_is_said_with_the_section(recipe):
+    with pytest.raises(InputError, match="section `training`: .*importance"):
+        train.run(
+            recipe(
+                "grpo", training={"vllm_importance_sampling_clip_max": 1.0, "vllm_importance_sampling_clip_min": 2.0}
+            )
+        )
+
+
+def test_chat_prompts_train_too(recipe):
+    stage = recipe("grpo")
+    del stage.values["data"]["prompt"]
+    stage.values["data"]["messages"] = [{"role": "user", "content": "{source}"}]
+    stage = Recipe(stage.source, stage.values)
+    train.run(stage)
+    assert [row["step"] for row in history(stage) if "loss" in row] == [1, 2]
