@@ -1,5 +1,6 @@
 """Every shipped recipe: its head, its keys, its arithmetic, and two steps of it with a tiny model."""
 
+import importlib
 import json
 import re
 import shlex
@@ -27,25 +28,36 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).with_suffix("").as_posix()
 
 
-every_recipe = pytest.mark.parametrize("path", FILES, ids=name)
-every_training = pytest.mark.parametrize("path", TRAINING, ids=name)
-
-
-def test_the_walk_sees_every_recipe():
-    folders = {"commongen": 2, "e2e": 2, "local_jsonl": 2, "quickstart": 3, "samsum": 3, "tldr": 2, "tldr_7b": 2, "xsum": 2}
-    assert {folder.name: len(list(folder.iterdir())) for folder in ROOT.iterdir()} == folders
-    assert len(FILES) == 18
-    assert len(TRAINING) == 17
-
-
-# --- heads ---------------------------------------------------------------------------------------------------------
-
-
 def head(path: Path) -> dict[str, str]:
     """The labelled lines a recipe begins with: `# Run: lastmile ...` is {"Run": "lastmile ..."}."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]
     return dict(match.groups() for line in comment[1:] if (match := re.fullmatch(r"# ([A-Z][A-Za-z ]*): +(.+)", line)))
+
+
+GPU = [path for path in TRAINING if path.parent.name != "quickstart"]
+MANY = [path for path in GPU if "Many GPUs" in head(path)]
+ADAPTERS = [path for path in TRAINING if load(path).method in RL and load(path).model.get("use_peft")]
+every_recipe = pytest.mark.parametrize("path", FILES, ids=name)
+every_training = pytest.mark.parametrize("path", TRAINING, ids=name)
+
+
+def test_the_walk_sees_every_recipe():
+    folders = {
+        "commongen": 2,
+        "e2e": 2,
+        "local_jsonl": 2,
+        "quickstart": 3,
+        "samsum": 3,
+        "tldr": 2,
+        "tldr_7b": 2,
+        "xsum": 2,
+    }
+    assert {folder.name: len(list(folder.iterdir())) for folder in ROOT.iterdir()} == folders
+    assert [len(files) for files in (FILES, TRAINING, GPU, MANY, ADAPTERS)] == [18, 17, 15, 13, 6]
+
+
+# --- heads ---------------------------------------------------------------------------------------------------------
 
 
 def command(line: str) -> tuple[list[Recipe], Launch]:
@@ -70,30 +82,28 @@ def test_the_run_line_starts_this_recipe_last_and_what_it_needs_first(path):
     recipes, launch = command(head(path)["Run"])
     assert recipes[-1].source == path
     assert recipes[-1].values == load(path).values
-    needed = {start for start in recipes[-1].starts_from if start in RUNS and recipes[-1].method in RL}
-    if path.parent.name != "quickstart":
-        assert {str(recipe.run) for recipe in recipes[:-1]} == needed
+    if path in GPU:
+        needed = [start for start in recipes[-1].starts_from if start in RUNS]
+        assert [str(recipe.run) for recipe in recipes[:-1]] == needed
     if recipes[-1].method in RL:
-        assert prompts_per_generation(recipes[-1], launch.processes) >= 8
+        assert prompts_per_generation(recipes[-1], launch.processes) > 0  # raises where the batches do not divide
 
 
 @every_recipe
 def test_the_change_line_changes_it(path):
-    (recipe,), _ = command(head(path)["Change"])
+    (recipe,), launch = command(head(path)["Change"])
     assert recipe.source == path
     assert recipe.values != load(path).values
     rewards.build(recipe.rewards)
     if recipe.method in RL:
-        assert prompts_per_generation(recipe, 1)
+        assert prompts_per_generation(recipe, launch.processes) > 0
 
 
-@every_recipe
+@pytest.mark.parametrize("path", MANY, ids=name)
 def test_many_gpus_take_the_batch_of_one(path):
-    if "Many GPUs" not in head(path):
-        pytest.skip("for one machine or one size only")
-    (one,), alone = command(head(path)["Run"].replace(f"{name(path.with_name('sft.yaml'))} {name(path)}", name(path)))
+    one = load(path)
     (many,), launch = command(head(path)["Many GPUs"])
-    assert (many.source, alone.processes) == (path, 1)
+    assert many.source == path
     assert launch.processes > 1
 
     def batch(recipe, processes):
@@ -105,13 +115,10 @@ def test_many_gpus_take_the_batch_of_one(path):
         assert prompts_per_generation(many, launch.processes) == prompts_per_generation(one, 1)
 
 
-@every_training
-def test_other_lines_of_the_head_are_commands_or_honest(path):
-    said = head(path)
-    if path.parent.name == "quickstart":
-        return
-    assert "by arithmetic; not yet run" in said["Sized for"]
-    (tracked,), _ = command(said["Track"])
+@pytest.mark.parametrize("path", GPU, ids=name)
+def test_the_head_names_the_hardware_and_how_to_track_a_run(path):
+    assert re.search(r"\d+ GB GPUs?, by arithmetic; not yet run on ", head(path)["Sized for"])
+    (tracked,), _ = command(head(path)["Track"])
     assert tracked.training["report_to"] == "trackio"
 
 
@@ -137,8 +144,6 @@ def test_a_task_has_one_data_section(path):
 
 @every_training
 def test_trl_takes_its_sections(path, tmp_path):
-    import importlib
-
     from trl import ModelConfig, get_peft_config
 
     recipe = load(path)
@@ -186,6 +191,7 @@ def two_steps(tmp_path_factory, tiny_model_folder):
         overrides = [
             f"model.model_name_or_path={two_steps(RUNS[start]).run if start in RUNS else tiny_model_folder}",
             f"training.output_dir={folder / 'runs' / name(path)}",
+            "data.max_rows=24",
             "training.max_steps=2",
             "training.per_device_train_batch_size=8",
             "training.gradient_accumulation_steps=1",
@@ -233,11 +239,9 @@ def test_two_steps_fill_the_run_folder(path, two_steps):
     assert {result["decoding"] for result in evaluation["results"]} == {"greedy", "sampled"}
 
 
-@every_training
+@pytest.mark.parametrize("path", ADAPTERS, ids=name)
 def test_an_rl_stage_goes_on_with_the_adapter_of_sft(path, two_steps):
     recipe = two_steps(path)
-    if recipe.method not in RL or not recipe.model.get("use_peft"):
-        pytest.skip("no adapter to go on with")
     start = json.loads((Path(recipe.starts_from[0]) / "adapter_config.json").read_text(encoding="utf-8"))
     result = json.loads((recipe.run / "adapter_config.json").read_text(encoding="utf-8"))
     assert result["base_model_name_or_path"] == start["base_model_name_or_path"]
