@@ -218,16 +218,22 @@ def _starts(run: Path) -> list[str]:
 
 
 def _start(folder: Path) -> str | None:
+    base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    return _recipe_value(folder, "model.model_name_or_path") or base
+
+
+def _recipe_value(run: Path, key: str) -> Any:
     from omegaconf import OmegaConf
 
-    if (folder / "recipe.yaml").is_file():
-        return OmegaConf.select(OmegaConf.load(folder / "recipe.yaml"), "model.model_name_or_path")
-    return _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    file = run / "recipe.yaml"
+    return OmegaConf.select(OmegaConf.load(file), key) if file.is_file() else None
 
 
 def _roots(run: Path) -> list[Path]:
-    """Where a relative path of a run may start: here, or in a folder above the run."""
-    return [Path(), *run.resolve().parents]
+    """Where relative paths of a run may start: here, or where it was trained, which its output_dir tells."""
+    output = Path(_recipe_value(run, "training.output_dir") or "/")
+    trained = [] if output.is_absolute() else [root for root in run.resolve().parents if (root / output).is_dir()]
+    return [Path(), *trained]
 
 
 def _folder(name: str, run: Path) -> Path | None:

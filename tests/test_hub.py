@@ -135,13 +135,16 @@ def test_card_of_a_merged_and_of_a_full_model(tmp_path):
         ("{root}/elsewhere/model", None, "trained from a local model, `model`"),
         ("runs/on_local", None, "trained from a local model, `runs/on_local`, which started from `model`"),
         ("synthetic:tiny", None, "trained from a local model, `synthetic:tiny`"),
+        ("runs/grpo", None, "trained from a local model, `runs/grpo`"),
+        ("grpo", "grpo", "[grpo](https://huggingface.co/grpo)"),
     ],
 )
 def test_card_names_only_a_base_model_that_is_on_the_hub(tmp_path, start, base, said):
     write_run(tmp_path / "runs" / "sft", start="acme/model")
     write_adapter_config(tmp_path / "runs" / "adapter", "acme/model")
     write_run(tmp_path / "runs" / "on_local", start="/elsewhere/model")
-    run = write_run(tmp_path / "runs" / "grpo", start=start.format(root=tmp_path))
+    training = {"output_dir": "runs/grpo"}
+    run = write_run(tmp_path / "runs" / "grpo", start=start.format(root=tmp_path), training=training)
     card = hub.card(run)
     assert metadata(card).get("base_model") == base
     assert f"- **Start:** {said}" in card
@@ -303,7 +306,8 @@ def test_merging_keeps_the_precision_of_the_base(base, tmp_path):
 @pytest.mark.parametrize("here", [".", "elsewhere"])
 def test_merging_finds_a_base_by_its_relative_path(base, tmp_path, monkeypatch, here):
     shutil.copytree(base, tmp_path / "runs" / "base")
-    run = build_adapter(write_run(tmp_path / "runs" / "grpo"), base, "runs/base")
+    run = write_run(tmp_path / "runs" / "grpo", training={"output_dir": "runs/grpo"})
+    build_adapter(run, base, "runs/base")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / here)
     merged = hub.merge(run, Path("merged"))
