@@ -27,7 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         arguments.insert(0, "stage")  # `accelerate launch -m lastmile_trl STAGE.yaml key=value`
-    words = _parser().parse_args(arguments)
+    parser = _parser()
+    words, more = parser.parse_known_args(arguments)
+    # argparse takes no positional word after an option; an override may stand anywhere.
+    if unknown := [word for word in more if word.startswith("-") or "=" not in word or not hasattr(words, "overrides")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    words.overrides = more
     sys.path.append(os.getcwd())  # a recipe may name a reward in a file beside it
     debug = words.debug or "LASTMILE_DEBUG" in os.environ
     try:
@@ -79,10 +84,12 @@ def _parser() -> argparse.ArgumentParser:
 
     check = command("check", _check, "find what would stop a recipe, before a model loads")
     check.add_argument("recipe", nargs="+", help="recipes, folders, and section.key=value overrides")
+    check.set_defaults(overrides=[])
     check.add_argument("--num_processes", type=int, default=1)
 
     run = command("run", _run, "run recipes in order, each stage under accelerate launch")
     run.add_argument("recipe", nargs="+", help="recipes, folders, and section.key=value overrides")
+    run.set_defaults(overrides=[])
     _add_launch_words(run)
 
     score = command("score", _score, "rewards for the rows of a file with a `prediction` and a `references` column")
@@ -117,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--private", dest="private", action="store_true", default=True, help=argparse.SUPPRESS)
     push.add_argument("--merge", action="store_true", help="push a plain model instead of an adapter")
     push.add_argument("--revision")
+    push.add_argument("--create-pr", action="store_true", help="propose the files as a pull request")
 
     stage = command("stage", _stage, None)  # what accelerate launch starts
     stage.add_argument("recipe")
@@ -173,7 +181,7 @@ def _check(words: argparse.Namespace) -> int:
     from .preflight import check
     from .recipe import collect
 
-    recipes = collect(*_split(words.recipe))
+    recipes = collect(*_split([*words.recipe, *words.overrides]))
     problems, upcoming = 0, set()
     for recipe in recipes:
         findings = check(recipe, words.num_processes, upcoming)
@@ -190,7 +198,7 @@ def _check(words: argparse.Namespace) -> int:
 def _run(words: argparse.Namespace) -> int:
     from .recipe import collect
 
-    names, overrides = _split(words.recipe)
+    names, overrides = _split([*words.recipe, *words.overrides])
     recipes = collect(names, overrides)
     return _run_stages(recipes, {recipe.run: overrides for recipe in recipes}, words)
 
@@ -362,7 +370,7 @@ def _generate(words: argparse.Namespace) -> int:
         stored = train.stored_recipe(words.run)
         if stored is None:
             raise InputError(f"{words.run} holds no recipe.yaml to make prompts of --file with: use --prompt.")
-        rows = data._read(replace(stored.data, path=words.file), stored.data.split)
+        rows = data.read(replace(stored.data, path=words.file), stored.data.split)
         tokenizer = models.load_tokenizer(str(words.run))
         prompts = list(data.with_prompts(rows, stored.data, tokenizer, [])["prompt"])
     for text in train.generate(words.run, prompts, **settings):
@@ -380,7 +388,8 @@ def _merge(words: argparse.Namespace) -> int:
 def _push(words: argparse.Namespace) -> int:
     from .hub import push
 
-    _print(push(words.run, words.repo, private=words.private, merge=words.merge, revision=words.revision))
+    options = {name: getattr(words, name) for name in ("private", "merge", "revision", "create_pr")}
+    _print(push(words.run, words.repo, **options))
     return 0
 
 

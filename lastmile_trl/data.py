@@ -29,9 +29,9 @@ class Rows:
 
 def load(data: Data) -> Rows:
     """Read the rows, check the columns, set the held-out rows aside, drop or refuse empty ones."""
-    train = _read(data, data.split)
+    train = read(data, data.split)
     if data.eval_split:
-        held_out = _read(data, data.eval_split)
+        held_out = read(data, data.eval_split)
     else:
         if len(train) <= data.held_out:
             raise InputError(
@@ -49,7 +49,34 @@ def load(data: Data) -> Rows:
     return rows
 
 
-def _read(data: Data, split: str) -> "Dataset":
+def read(data: Data, split: str) -> "Dataset":
+    """The rows of one split with the columns that the section names, grouped if it says so."""
+    rows = _open(data, split)
+    used = template_columns(data)
+    template = "prompt" if data.prompt else "messages"
+    named = [("references", data.references), ("shorten", data.shorten), ("group_by", data.group_by)]
+    for key, column in [*named, *((template, column) for column in used)]:
+        if column is not None and column not in rows.column_names:
+            raise InputError(
+                f"data.{key}: {data.path!r} has no column {column!r}, only {', '.join(rows.column_names)}"
+                f"{did_you_mean(column, rows.column_names)}"
+            )
+    return _group(rows, data.group_by, data.references) if data.group_by else rows
+
+
+def _group(rows: "Dataset", by: str, references: str) -> "Dataset":
+    """One row for each value, the first with it; its references are those of all."""
+    groups: dict[str, list[str]] = {}
+    firsts = []
+    for index, (value, texts) in enumerate(zip(rows[by], rows[references], strict=True)):
+        if str(value) not in groups:
+            groups[str(value)] = []
+            firsts.append(index)
+        groups[str(value)] += _texts(texts)
+    return rows.select(firsts).remove_columns(references).add_column(references, list(groups.values()))
+
+
+def _open(data: Data, split: str) -> "Dataset":
     from datasets import Dataset, disable_progress_bars, get_dataset_split_names, load_dataset
 
     disable_progress_bars()
@@ -85,17 +112,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _clean(rows: "Dataset", data: Data, split: str, notes: list[str]) -> "Dataset":
-    """Check the columns, make ``references`` a list, leave out rows with nothing to read or nothing to learn."""
-    columns = rows.column_names
-    used = template_columns(data)
-    template = "prompt" if data.prompt else "messages"
-    named = [("references", data.references), ("shorten", data.shorten), *((template, column) for column in used)]
-    for key, column in named:
-        if column is not None and column not in columns:
-            raise InputError(
-                f"data.{key}: {data.path!r} has no column {column!r}, only {', '.join(columns)}"
-                f"{did_you_mean(column, columns)}"
-            )
+    """Make ``references`` a list, leave out rows with nothing to read or nothing to learn, and names TRL takes."""
+    columns, used = rows.column_names, template_columns(data)
     if taken := TAKEN & set(columns) - {*used, data.references}:
         notes.append(f"Column {', '.join(sorted(taken))} is left out: TRL uses the name itself.")
 

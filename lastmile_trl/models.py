@@ -84,14 +84,18 @@ def load_model(config: "ModelConfig", trust_remote_code: bool = False, trainable
 
     A ``trainable`` adapter goes on being trained: TRL keeps a frozen copy of it as the KL reference.
     """
+    from accelerate import PartialState
     from peft import PeftModel
     from trl import get_quantization_config
     from trl.trainer.utils import create_model_from_path
 
     path, revision = config.model_name_or_path, config.model_revision
     base = adapter_base(path, revision)
+    # Left alone, one process spreads the model over the GPUs it sees; each of several must hold its own.
+    placement = {"device_map": None} if PartialState().num_processes > 1 else {}
     model = create_model_from_path(
         base or path,
+        **placement,
         trust_remote_code=trust_remote_code,
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,

@@ -1,14 +1,13 @@
 """Everything that can be known before a model loads, found in seconds."""
 
 import importlib.util
-import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import data as data_module
 from . import rewards
-from .errors import InputError
+from .errors import InputError, RunError
 from .models import adapter_base, read_json
 from .recipe import METHODS, RL, Recipe
 from .schema import default
@@ -38,7 +37,7 @@ def check(recipe: Recipe, processes: int = 1, upcoming: Collection[Path] = (), f
     for step in checks:
         try:
             step()
-        except InputError as error:
+        except (InputError, RunError) as error:
             findings.problems.append(str(error))
     return findings
 
@@ -180,7 +179,7 @@ def _check_data(recipe: Recipe, processes: int, notes: list[str]) -> None:
             "training.per_device_train_batch_size or training.gradient_accumulation_steps."
         )
     if chosen:
-        _try_rewards(chosen, rows, notes)
+        _try_rewards(recipe, chosen, rows, notes)
 
 
 def prompts_per_generation(recipe: Recipe, processes: int) -> int:
@@ -209,24 +208,29 @@ def prompts_per_generation(recipe: Recipe, processes: int) -> int:
     return completions // group
 
 
-def _try_rewards(chosen: list[rewards.Reward], rows: data_module.Rows, notes: list[str]) -> None:
-    """Score references against themselves and against other rows: a reward that cannot tell them apart is no use."""
+def _try_rewards(recipe: Recipe, chosen: list[rewards.Reward], rows: data_module.Rows, notes: list[str]) -> None:
+    """Score references for their own row and for another: a reward that cannot tell them apart is of no use."""
     sample = rows.train.take(min(SAMPLE, len(rows.train))).to_list()
-    right = [row["references"][0] for row in sample]
-    wrong = right[1:] + right[:1]
-    random.Random(0).shuffle(wrong)
+    own = [row["references"][0] for row in sample]
+    others = own[1:] + own[:1]
     for reward in chosen:
         means = []
-        for completions in (right, wrong):
-            scored = rewards.score([reward], [{**r, "prediction": c} for r, c in zip(sample, completions, strict=True)])
-            values = [row[reward.name] for row in scored if row[reward.name] is not None]
-            if not values:
+        for completions in (own, others):
+            tried = [
+                {**row, "prompt": data_module.render(recipe.data, row), "prediction": completion}
+                for row, completion in zip(sample, completions, strict=True)
+            ]
+            values = [scored[reward.name] for scored in rewards.score([reward], tried)]
+            known = [value for value in values if value is not None]
+            if not known:
                 raise InputError(f"Reward {reward.name!r} can score none of the first {len(sample)} references.")
-            means.append(sum(values) / len(values))
+            means.append(sum(known) / len(known))
         notes.append(f"{reward.name}: {means[0]:.3f} for the references, {means[1]:.3f} for those of other rows.")
 
 
 def _check_hub(recipe: Recipe) -> None:
+    if recipe.hub.merge and not recipe.model.get("use_peft"):
+        raise InputError("hub.merge is true, but without model.use_peft there is no adapter to merge: drop it.")
     if recipe.hub.push:
         from .hub import check_access
 

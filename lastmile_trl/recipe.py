@@ -19,6 +19,7 @@ class Data:
     references: str = "references"  # column with one text or a list of texts
     prompt: str | None = None  # template over columns, plain text
     messages: list | None = None  # the same as chat messages: [{role, content}, ...]
+    group_by: str | None = None  # rows alike in this column are one row, with the references of all
     name: str | None = None  # configuration of a hub data set
     revision: str | None = None
     split: str = "train"
@@ -213,8 +214,23 @@ def _override(config: Any, text: str) -> None:
     section, *rest = key.split(".")
     if section == "rewards" and rest and not rest[0].isdigit():
         rest[0] = _reward_place(config, rest[0])
-    value = OmegaConf.to_container(OmegaConf.create(f"v: {value or 'null'}"))["v"]
-    OmegaConf.update(config, ".".join([section, *rest]), value, merge=False)
+    OmegaConf.update(config, ".".join([section, *rest]), _override_value(config, key, value), merge=False)
+
+
+def _override_value(config: Any, key: str, text: str) -> Any:
+    """YAML, so that numbers and lists are what they look like; a template such as ``{input}`` stays text."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    section, _, name = key.partition(".")
+    paths = {**SECTIONS, "training": METHODS.get(str(config.get("method")), METHODS["sft"])}
+    annotation = annotations(paths[section]).get(name, "") if section in paths else ""
+    if annotation.split(" | ")[0] == "str" and text not in ("", "null") and text[:1] not in "\"'":
+        return text
+    try:
+        return OmegaConf.to_container(OmegaConf.create(f"value: {text or 'null'}"))["value"]
+    except YAMLError as error:
+        raise InputError(f"The override {key}={text} has no valid YAML value: {error.problem}.") from error
 
 
 def _reward_place(config: Any, name: str) -> str:

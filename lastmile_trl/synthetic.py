@@ -246,8 +246,9 @@ DOMAINS = {"incident": INCIDENT, "order": ORDER, "meeting": MEETING}
 # ---------------------------------------------------------------------------------------------------------------------
 # How notes are written
 
-HABIT_SHARE = 0.6  # of the summaries, train and test alike
-HABITS = {"filler": 0.55, "remark": 0.2, "repetition": 0.25}
+HABIT_SHARE = 0.7  # of the summaries, train and test alike
+HABITS = {"filler": 0.6, "remark": 0.15, "repetition": 0.25}
+PHRASINGS = (6, 2, 1, 1)  # how often each of a domain's summaries is the one written
 ASIDE_SHARE = 0.5
 
 FILLERS = (
@@ -256,7 +257,7 @@ FILLERS = (
     "The details are in the file.",
     "The case is now closed.",
     "The sender asked for a quick reply.",
-    "Thank you for reading this note.",
+    "The note was easy to read.",
 )
 
 DATASETS = {"notes": {"train": 10_000, "test": 300}}
@@ -303,7 +304,7 @@ def _row(rng: random.Random) -> dict[str, Any]:
     domain_name = rng.choice(sorted(DOMAINS))
     domain = DOMAINS[domain_name]
     values = _draw_values(rng, domain)
-    summary = _fill(rng.choice(domain.summaries), values)
+    summary = _fill(rng.choices(domain.summaries, PHRASINGS)[0], values)
     habit, extra = _draw_habit(rng, domain, values, summary)
     return {
         "domain": domain_name,
@@ -345,10 +346,10 @@ def _draw_habit(rng: random.Random, domain: Domain, values: dict[str, str], summ
         return "none", []
     habit = rng.choices(list(HABITS), list(HABITS.values()))[0]
     if habit == "filler":
-        return habit, rng.sample(FILLERS, rng.choice((1, 1, 2)))
+        return habit, rng.choices(FILLERS, k=rng.choice((1, 2)))
     if habit == "remark":
         return habit, [_fill(template, values) for template in rng.sample(domain.remarks, rng.choice((1, 2)))]
-    return habit, rng.choice(([summary], [summary, summary], [summary, rng.choice(FILLERS)]))
+    return habit, [summary, *rng.choices(FILLERS, k=rng.choice((0, 1)))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -270,7 +270,9 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
     from .evaluation.decoding import decode
 
     accelerator = trainer.accelerator
-    share = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    # Equal shares, some rows twice: sharded weights are gathered at every step, so all processes must take as many.
+    size = -(-len(rows) // accelerator.num_processes)
+    share = [(accelerator.process_index * size + step) % len(rows) for step in range(size)]
     with (
         unwrap_model_for_generation(
             trainer.model_wrapped,

@@ -64,6 +64,16 @@ def test_several_references_or_one(tmp_path):
     assert ["one", "two"] in list(found.train["references"])
 
 
+def test_rows_of_one_group_are_one_row_with_all_references(tmp_path):
+    rows = [{"source": f"s{n // 3}", "target": f"t{n}", "concepts": [n // 3, 7]} for n in range(12)]
+    found = load(data(write_jsonl(tmp_path / "r.jsonl", rows), group_by="concepts", held_out=1))
+    together = sorted([*found.train, *found.held_out], key=lambda row: row["source"])
+    assert [row["references"] for row in together] == [[f"t{3 * g + n}" for n in range(3)] for g in range(4)]
+    assert [row["source"] for row in together] == ["s0", "s1", "s2", "s3"]
+    with pytest.raises(InputError, match="data.group_by: .* has no column 'concept'"):
+        load(data(tmp_path / "r.jsonl", group_by="concept", held_out=1))
+
+
 def test_empty_rows_are_left_out_and_counted_or_refused(tmp_path):
     rows = [*make_rows(10), {"id": 10, "source": " ", "target": "x"}, {"id": 11, "source": "x", "target": None}]
     write_jsonl(tmp_path / "train.jsonl", rows)

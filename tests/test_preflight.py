@@ -76,6 +76,7 @@ def test_nothing_heavy_is_imported():
         ({"model": {"model_name_or_path": "runs/task/sft"}}, "'runs/task/sft' is not a folder here"),
         ({"model": {"load_in_4bit": True}}, "set model.use_peft: true"),
         ({"model": {"load_in_4bit": True, "load_in_8bit": True, "use_peft": True}}, "exclude each other"),
+        ({"hub": {"merge": True}}, "there is no adapter to merge"),
         ({"training": {"num_generations": 3}}, "8 completions are generated at once"),
         ({"training": {"num_generations": 1}}, "compares at least 2"),
         ({"training": {"generation_batch_size": 12}}, "generation_batch_size=12 must be a multiple of"),

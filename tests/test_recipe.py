@@ -60,6 +60,15 @@ def test_overrides_take_yaml_values_and_reach_rewards_by_name(write):
     ]
 
 
+def test_a_template_in_an_override_is_text(write):
+    overrides = ["data.prompt={source} ->", "data.shorten=null", 'model.dtype="float32"', "training.seed=5"]
+    recipe = load(write(training={}), overrides)
+    assert recipe.data.prompt == "{source} ->" and recipe.data.shorten is None
+    assert recipe.model["dtype"] == "float32" and recipe.training["seed"] == 5
+    with pytest.raises(InputError, match=r"override training.report_to=\[a has no valid YAML value"):
+        load(write(training={}), ["training.report_to=[a"])
+
+
 def test_interpolation_refers_to_other_keys_and_not_to_the_environment(write):
     recipe = load(write(training={"seed": 7}, evaluation={"seed": "${training.seed}"}))
     assert recipe.evaluation.seed == 7

@@ -1,0 +1,220 @@
+"""The command line as a person uses it: real processes, in an empty folder."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from lastmile_trl import cli
+from lastmile_trl.recipe import shipped, shipped_names
+
+from .conftest import make_rows, write_jsonl
+
+QUICK = {"training": {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no",
+                      "gradient_checkpointing": False, "learning_rate": 1e-2},
+         "evaluation": {"rows": 4, "max_new_tokens": 8, "sampled": False}}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, tiny_model_folder):
+    """An empty folder with rows and two stages to run."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "rows.jsonl", make_rows(32))
+    shared = {**QUICK, "data": {"path": "rows.jsonl", "prompt": "{source} =>", "references": "target", "held_out": 8}}
+    sft = {**shared, "method": "sft", "model": {"model_name_or_path": str(tiny_model_folder)}}
+    grpo = {
+        **shared,
+        "method": "grpo",
+        "model": {"model_name_or_path": "runs/task/sft"},
+        "rewards": ["rouge", "length"],
+        "training": {**QUICK["training"], "num_generations": 4, "max_completion_length": 8},
+    }
+    (tmp_path / "task").mkdir()
+    for name, values in {"sft": sft, "grpo": grpo}.items():
+        (tmp_path / "task" / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path
+
+
+def lastmile(*words, check=True, **environment):
+    command = [sys.executable, "-m", "lastmile_trl", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def call(*words):
+    """The same in this process: the exit code."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(word) for word in words])
+    return left.value.code
+
+
+def test_a_folder_runs_in_order_is_skipped_when_done_and_runs_again_when_asked(folder):
+    first = lastmile("run", "task")
+    assert "stage 1 of 2: sft -> runs/task/sft" in first.stderr
+    assert "stage 2 of 2: grpo -> runs/task/grpo" in first.stderr
+    assert (folder / "runs/task/grpo/model.safetensors").exists()
+    again = lastmile("run", "task")
+    assert again.stderr.count("finished already, skipped") == 2
+    # Training the first stage again makes the second one start from another model.
+    lastmile("run", "task/sft.yaml", "--force")
+    third = lastmile("run", "task")
+    assert third.stderr.count("finished already, skipped") == 1
+    assert "stage 2 of 2: grpo -> runs/task/grpo: done in" in third.stderr
+
+    table = lastmile("evaluate", "runs/task/sft", "runs/task/grpo", "--data", "task/grpo.yaml")
+    assert (
+        "rouge/rougeL" in table.stdout.replace("\n", "")
+        and "Report: runs/evaluate/sft-vs-grpo/report.html" in table.stdout
+    )
+    page = folder / "runs/evaluate/sft-vs-grpo/report.html"
+    before = page.read_text()
+    page.unlink()
+    assert lastmile("report", "runs/evaluate/sft-vs-grpo").stdout.strip() == "runs/evaluate/sft-vs-grpo/report.html"
+    assert page.read_text() == before
+    said = lastmile("generate", "runs/task/grpo", "--prompt", "cat =>", "--max_new_tokens", 4)
+    assert len(said.stdout.splitlines()) == 1
+    rows = lastmile("generate", "runs/task/grpo", "--file", "rows.jsonl", "--max_new_tokens", 4)
+    assert len(rows.stdout.splitlines()) == 32
+
+    changed = lastmile("run", "task/sft.yaml", "training.max_steps=3", check=False)
+    assert changed.returncode == 2
+    assert "runs/task/sft holds another recipe's run (training.max_steps was 2, is 3)" in changed.stderr
+
+
+@pytest.fixture
+def grpo(folder, tiny_model_folder):
+    """Writes GRPO recipes that start from the tiny model itself."""
+    values = yaml.safe_load((folder / "task/grpo.yaml").read_text())
+
+    def write(name, rewards):
+        recipe = {**values, "model": {"model_name_or_path": str(tiny_model_folder)}, "rewards": rewards}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+
+    return write
+
+
+def test_a_failing_stage_stops_the_ones_after_it(folder, grpo):
+    (folder / "late.py").write_text(
+        "def reward(completions, trainer_state=None, **columns):\n"
+        "    if trainer_state is not None and trainer_state.global_step == 1:\n"
+        "        raise KeyError('oops')\n"
+        "    return [0.0] * len(completions)\n"
+    )
+    grpo("bad", ["late:reward"])
+    grpo("after", ["rouge"])
+    done = lastmile("run", "bad.yaml", "after.yaml", check=False)
+    assert done.returncode == 1
+    assert "Error: Reward 'reward' failed on row 0 of the batch" in done.stderr and "Traceback" not in done.stderr
+    assert "stage 1 of 2: grpo -> runs/bad failed; the stages after it were not started." in done.stderr
+    assert not (folder / "runs/after").exists()
+
+
+def test_two_cpu_processes_train_on_the_same_prompts(folder, grpo):
+    """The reward counts letters of the prompt, so its mean says which prompts were drawn."""
+    (folder / "letters.py").write_text(
+        "def letters(prompts, completions, **columns):\n    return [len(p) for p in prompts]\n"
+    )
+    grpo("one", ["letters:letters", "rouge"])
+    grpo("two", ["letters:letters", "rouge"])
+    lastmile("run", "one.yaml", "training.max_steps=3")
+    lastmile("run", "two.yaml", "training.max_steps=3", "training.per_device_train_batch_size=4",
+             "--accelerate", "cpu", "--num_processes", 2)  # fmt: skip
+    logged = {}
+    for name in ("one", "two"):
+        lines = (folder / "runs" / name / "history.jsonl").read_text().splitlines()
+        logged[name] = [row for row in map(json.loads, lines) if "reward" in row]
+        assert len(json.loads((folder / "runs" / name / "evaluation.json").read_text())["examples"]) == 4
+        environment = json.loads((folder / "runs" / name / "environment.json").read_text())
+        assert environment["processes"] == {"one": 1, "two": 2}[name]
+    key = "rewards/letters/mean"
+    assert len(logged["one"]) == 3 and len({row[key] for row in logged["one"]}) > 1
+    assert [row[key] for row in logged["one"]] == [row[key] for row in logged["two"]]
+    means = {name: statistics.mean(row["rewards/rouge/rougeL/mean"] for row in rows) for name, rows in logged.items()}
+    assert means["one"] == pytest.approx(means["two"], abs=0.1)
+
+
+def test_dry_run_prints_the_recipe_and_a_command_that_can_be_pasted(folder, capsys):
+    assert (
+        call("run", "task/sft.yaml", "--dry-run", "--accelerate", "cpu", "--num_processes", 2, "training.seed=3") == 0
+    )
+    text = capsys.readouterr().out
+    resolved = yaml.safe_load("".join(line for line in text.splitlines(keepends=True) if not line.startswith("#")))
+    assert resolved["training"]["seed"] == 3 and resolved["training"]["output_dir"] == "runs/task/sft"
+    command = text.splitlines()[-2].removeprefix("# ")
+    assert command.endswith("--multi_gpu --num_processes 2 -m lastmile_trl task/sft.yaml training.seed=3")
+    assert not (folder / "runs").exists()
+
+
+def test_recipes_are_listed_and_copied_into_an_empty_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("recipes") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == shipped_names()
+    assert all(len(line.split()) > 4 for line in lines)
+    assert call("copy", "samsum", "mine") == 0
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == sorted(
+        p.name for p in (shipped("recipes") / "samsum").iterdir()
+    )
+    assert call("copy", "samsum/sft", "one.yaml") == 0
+    assert (tmp_path / "one.yaml").read_text() == (shipped("recipes") / "samsum/sft.yaml").read_text()
+    assert call("copy", "samsum/sft", "mine") == 2
+    assert "mine/sft.yaml exists already" in capsys.readouterr().err
+    assert call("copy", "sansum", "x") == 2
+
+
+def test_check_lists_what_to_mend(folder, capsys):
+    assert call("check", "task") == 0
+    text = capsys.readouterr().out
+    assert text.count("nothing to mend") == 2 and "rouge/rougeL: 1.000 for the references" in text
+    assert call("check", "task/grpo.yaml", "data.references=traget", "training.num_generations=3") == 2
+    text = capsys.readouterr().out
+    assert "  1. " in text and "num_generations=3" in text
+
+
+def test_score_a_file(tmp_path, capsys):
+    rows = [{"prediction": "the cat", "references": ["the cat"]}, {"prediction": "a dog", "references": "the cat"}]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert call("score", file, "--reward", "rouge", "--reward", "rouge:variant=rouge1,stem=false") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["rouge/rougeL", "0.5000", "(2", "of", "2", "rows)"]
+    assert second.split()[1] == "0.5000"
+    assert call("score", file, "--reward", "length", "--json") == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [{"length/excess": 0.0}] * 2
+    assert call("score", tmp_path / "nowhere.jsonl", "--reward", "rouge") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", "nowhere.yaml"], 2, "No recipe 'nowhere.yaml'"),
+        (["run", "task/grpo.yaml", "--accelerate", "cpux"], 2, "did you mean 'cpu'?"),
+        (["evaluate", "runs/x", "runs/x", "--data", "task/sft.yaml"], 2, "A run is named twice"),
+        (["report", "task"], 2, "holds no recipe.yaml"),
+        (["generate", "task", "--prompt", "x"], 1, "Error"),
+        (["check", "task", "learning_rate=1"], 2, "is not an override"),
+        (["check", "task", "--nonsense"], 2, "unrecognized arguments: --nonsense"),
+        (["recipes", "training.seed=1"], 2, "unrecognized arguments"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(folder, capsys, words, code, message):
+    assert call(*words) == code
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+
+
+def test_help_is_quick_and_so_is_check(folder):
+    def seconds(*words):
+        start = time.perf_counter()
+        lastmile(*words)
+        return time.perf_counter() - start
+
+    # Bars of 0.3 s and 3 s on a free machine; a loaded one gets twice that.
+    assert statistics.median(seconds("--help") for _ in range(5)) < 0.6
+    assert statistics.median(seconds("check", "task/sft.yaml") for _ in range(3)) < 6
