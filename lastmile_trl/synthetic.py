@@ -15,7 +15,6 @@ a real user has; what a good summary says is known here, and kept in `clean` and
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import random
 import re
@@ -25,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lastmile_trl.errors import InputError
+from lastmile_trl.errors import unknown
+from lastmile_trl.rewards.base import completion_text
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -272,17 +272,13 @@ def load(name: str, split: str = "train", rows: int | None = None, seed: int = 0
     >>> load("notes", rows=2) == load("notes", rows=3)[:2]
     True
     """
-    sizes = _lookup(name, DATASETS, "synthetic data set")
-    default = _lookup(split, sizes, f"split of synthetic:{name}")
-    drawn = itertools.islice(_rows(random.Random(f"{name}/{split}/{seed}"), split), default if rows is None else rows)
+    if name not in DATASETS:
+        raise unknown("synthetic data set", name, DATASETS)
+    if split not in DATASETS[name]:
+        raise unknown(f"split of synthetic:{name}", split, DATASETS[name])
+    size = DATASETS[name][split] if rows is None else rows
+    drawn = itertools.islice(_rows(random.Random(f"{name}/{split}/{seed}"), split), size)
     return [{"id": f"{name}-{split}-{seed}-{number}", **row} for number, row in enumerate(drawn)]
-
-
-def _lookup(name: str, table: dict[str, Any], what: str) -> Any:
-    if name not in table:
-        nearest = difflib.get_close_matches(name, table, n=1, cutoff=0.0)[0]
-        raise InputError(f"{what} {name!r} does not exist; the nearest is {nearest!r} of {', '.join(sorted(table))}.")
-    return table[name]
 
 
 def _rows(rng: random.Random, split: str) -> Iterator[dict[str, Any]]:
@@ -375,10 +371,6 @@ def facts_in(text: str) -> set[str]:
     return set(_ANY_VALUE.findall(text.lower()))
 
 
-def _said(completion: str | list[dict[str, Any]]) -> set[str]:
-    return facts_in(completion if isinstance(completion, str) else completion[-1]["content"])
-
-
 def _expected(facts: Sequence[str]) -> set[str]:
     return {fact.lower() for fact in facts}
 
@@ -398,8 +390,8 @@ class FactsRight:
     def __call__(self, completions: list, facts: list[Sequence[str]], **columns: Any) -> list[float | None]:
         """One value per completion; None where a row has no facts."""
         return [
-            float(_said(text) == _expected(truth)) if truth else None
-            for text, truth in zip(completions, facts, strict=True)
+            float(facts_in(completion_text(completion)) == _expected(truth)) if truth else None
+            for completion, truth in zip(completions, facts, strict=True)
         ]
 
 
@@ -418,8 +410,8 @@ class FactF1:
     def __call__(self, completions: list, facts: list[Sequence[str]], **columns: Any) -> list[float | None]:
         """One value per completion; None where a row has no facts."""
         return [
-            _f1(_said(text), _expected(truth)) if truth else None
-            for text, truth in zip(completions, facts, strict=True)
+            _f1(facts_in(completion_text(completion)), _expected(truth)) if truth else None
+            for completion, truth in zip(completions, facts, strict=True)
         ]
 
 
@@ -441,7 +433,10 @@ class Invented:
 
     def __call__(self, completions: list, note: list[str], **columns: Any) -> list[float | None]:
         """One value per completion."""
-        return [-float(bool(_said(text) - facts_in(source))) for text, source in zip(completions, note, strict=True)]
+        return [
+            -float(bool(facts_in(completion_text(completion)) - facts_in(source)))
+            for completion, source in zip(completions, note, strict=True)
+        ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

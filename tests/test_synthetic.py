@@ -90,8 +90,8 @@ def test_test_rows_have_the_same_habits(test):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("note", "train", "synthetic data set 'note' does not exist; the nearest is 'notes'"),
-        ("notes", "tests", "split of synthetic:notes 'tests' does not exist; the nearest is 'test'"),
+        ("note", "train", "synthetic data set 'note' does not exist: did you mean 'notes'"),
+        ("notes", "tests", "split of synthetic:notes 'tests' does not exist: did you mean 'test'"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name, split, message):
