@@ -167,9 +167,10 @@ def test_trl_takes_its_sections(path, tmp_path):
 def tiny_rows(recipe: Recipe, count: int, first: int = 0) -> list[dict]:
     """Rows with the columns that a recipe names."""
     columns = template_columns(recipe.data)
+    group = recipe.data.group_by or "id"
     return [
         {
-            "id": str(number),
+            group: str(number),
             **{c: ["cat", "dog"] if c == "concepts" else sentence(number, 12) for c in columns},
             recipe.data.references: sentence(number, 5),
         }
