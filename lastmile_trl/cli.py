@@ -236,6 +236,7 @@ def _run_stages(recipes: list, overrides: dict[Path, list[str]], words: argparse
             note(f"{title} failed; the stages after it were not started.")
             return 1
         note(f"{title}: done in {time.monotonic() - started:.0f} s")
+        _show(recipe.run)
     return 0
 
 
@@ -252,9 +253,12 @@ def _stage(words: argparse.Namespace) -> int:
     # Said by TRL and transformers about their own code, at every start.
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
     from .recipe import load
     from .train import run
 
+    disable_progress_bar()  # of loading and writing weights; training has its own
     run(load(words.recipe, words.override))
     return 0
 
@@ -271,10 +275,7 @@ def _quickstart(words: argparse.Namespace) -> int:
     }
     overrides = {name: [*more, f"training.output_dir={runs[name]}"] for name, more in overrides.items()}
     recipes = [load(shipped("recipes") / "quickstart" / f"{name}.yaml", overrides[name]) for name in runs]
-    code = _run_stages(recipes, {runs[name]: overrides[name] for name in runs}, words)
-    if code == 0 and not words.dry_run:
-        _show(runs["evaluate"])
-    return code
+    return _run_stages(recipes, {runs[name]: overrides[name] for name in runs}, words)
 
 
 # --- looking at results --------------------------------------------------------------------------------------------

@@ -47,11 +47,13 @@ class Launch:
     def environment(self, debug: bool) -> dict[str, str]:
         """What the stage's processes inherit."""
         extra: dict[str, Any] = {"LASTMILE_PROCESSES": str(self.processes)}
+        usual = {"TOKENIZERS_PARALLELISM": "false"}
         if self.cpu:
             extra["ACCELERATE_USE_CPU"] = "true"
+            usual["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.processes))
         if debug:
             extra["LASTMILE_DEBUG"] = "1"
-        return {"TOKENIZERS_PARALLELISM": "false", **os.environ, **extra}
+        return {**usual, **os.environ, **extra}
 
 
 def _locate(name: str) -> Path:

@@ -81,7 +81,11 @@ def _train(recipe: Recipe) -> None:
     trainer, held_out = _build(recipe)
     for callback in _callbacks(recipe, trainer, held_out):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(recipe.run)))
+    checkpoint = get_last_checkpoint(str(recipe.run))
+    if checkpoint and _trained_to_the_end(trainer, Path(checkpoint)):
+        trainer._load_from_checkpoint(checkpoint)  # `train` would take a step more
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(recipe.run))
     if PartialState().is_main_process:
         # TRL's frozen copy of the adapter that training went on from; PEFT saves it along.
@@ -95,6 +99,12 @@ def _train(recipe: Recipe) -> None:
             _keep_outputs(recipe.run, _fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
         name = recipe.run.name
         _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, _reward_names(recipe), [name])
+
+
+def _trained_to_the_end(trainer: "Trainer", checkpoint: Path) -> bool:
+    """Whether only what follows training is missing, as after a crash in the evaluation."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["global_step"] >= state["max_steps"] > 0 and trainer.args.max_steps in (-1, state["max_steps"])
 
 
 def _build(recipe: Recipe) -> "tuple[Trainer, Dataset]":
@@ -200,6 +210,12 @@ def _callbacks(recipe: Recipe, trainer: "Trainer", held_out: "Dataset") -> list:
     class History(TrainerCallback):
         """Every logged step as a line of JSON."""
 
+        def on_train_begin(self, args, state, control, **kwargs):
+            if state.is_world_process_zero:  # what was logged after the checkpoint is logged again
+                kept = [row for row in history(recipe.run) if row["step"] <= state.global_step]
+                text = "".join(json.dumps(row) + "\n" for row in kept)
+                (recipe.run / "history.jsonl").write_text(text, encoding="utf-8")
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             if state.is_world_process_zero:
                 with (recipe.run / "history.jsonl").open("a", encoding="utf-8") as file:
@@ -280,6 +296,7 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
             gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
         ) as model,
         DistributedBackend(accelerator).summon_full_params(trainer.model_wrapped, recurse=False),
+        _bar(f"evaluation of {recipe.run}", size, show=accelerator.is_main_process) as on_batch,
     ):
         outputs = decode(
             model,
@@ -287,6 +304,7 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
             [rows[index]["prompt"] for index in share],
             max_new_tokens=_max_new_tokens(recipe),
             batch_size=recipe.evaluation.batch_size,
+            on_batch=on_batch,
             **settings,
         )
     by_row = dict(gather_object(list(zip(share, outputs, strict=True))))
@@ -414,9 +432,9 @@ def _decoder(run: Path) -> "tuple[PreTrainedTokenizerBase, Callable[..., list[Ou
     from trl import ModelConfig
 
     stored = stored_recipe(run)
-    section = {k: v for k, v in stored.model.items() if k not in ("model_revision", "use_peft")} if stored else {}
+    section = {k: v for k, v in stored.model.items() if k != "model_revision"} if stored else {"dtype": "auto"}
     trust = bool(stored and stored.training.get("trust_remote_code"))
-    config = ModelConfig(**{"dtype": "auto", **section, "model_name_or_path": str(run)})
+    config = ModelConfig(**{**section, "model_name_or_path": str(run)})
     tokenizer = models.load_tokenizer(str(run), trust_remote_code=trust)
     loaded = []
 
@@ -437,10 +455,10 @@ def _on_device(model: Any) -> Any:
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+def _bar(what: str, total: int, show: bool = True) -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, dynamic_ncols=True) as bar:
+    with tqdm(total=total, desc=what, dynamic_ncols=True, leave=False, disable=not show) as bar:
         yield lambda done, _: bar.update(done - bar.n)
 
 

@@ -66,5 +66,5 @@ def test_every_dependency_has_a_tested_version():
     }
     extras = [item for name in ("quantization", "tracking", "dev") for item in project["optional-dependencies"][name]]
     for requirement in [*project["dependencies"], *extras]:
-        name = requirement.split(">=")[0].split("[")[0]
+        name = requirement.split(">=")[0].split("[")[0].replace("_", "-")
         assert name in pinned or name == "lastmile-trl", name

@@ -206,6 +206,21 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(recipe):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_run_that_was_trained_but_not_evaluated_is_only_evaluated(recipe, monkeypatch):
+    stage = recipe("grpo", training={"save_strategy": "steps", "save_steps": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_decode_in_training", lambda *a, **k: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train.run(stage)
+    trained = load_file(stage.run / "model.safetensors")
+    assert train.finished(stage.run) is None
+    train.run(stage)
+    again = load_file(stage.run / "model.safetensors")
+    assert all(torch.equal(trained[name], again[name]) for name in trained)
+    assert train.finished(stage.run)
+    assert [row["step"] for row in history(stage) if "loss" in row] == [1, 2]
+
+
 def test_comparing_runs_reuses_their_outputs_and_reports(recipe, monkeypatch, tiny_model_folder):
     sft = recipe(run="sft", training={"max_steps": 4})
     grpo = recipe("grpo", run="grpo", model={"model_name_or_path": str(sft.run)})

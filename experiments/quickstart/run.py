@@ -1,0 +1,98 @@
+"""The quickstart over several seeds: `python experiments/quickstart/run.py 0 1 2`, then the table in README.md.
+
+Runs go to runs/quickstart-SEED; what is kept, without the texts, is results/seed-SEED.json beside this file.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SHOWN = {  # metric -> column
+    "rouge/rougeL": "ROUGE-L*",
+    "repetition": "repetition*",
+    "length_ratio": "length / reference",
+    "fact_f1": "fact F1",
+    "facts_right": "all facts right",
+    "invented": "invented",
+}
+
+
+def run(seed: int) -> None:
+    """One seed from nothing to its results."""
+    folder = Path("runs", f"quickstart-{seed}")
+    command = [sys.executable, "-m", "lastmile_trl", "quickstart", "--seed", str(seed), "--output", str(folder)]
+    subprocess.run(command, check=True)
+    result = json.loads((folder / "evaluate" / "evaluation.json").read_text())
+    del result["examples"]
+    environments = {stage: json.loads((folder / stage / "environment.json").read_text()) for stage in ("sft", "grpo")}
+    result["seconds"] = {stage: environment["seconds"] for stage, environment in environments.items()}
+    result["date"] = environments["grpo"]["finished"][:10]
+    result["versions"] = environments["grpo"]["versions"]
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"seed-{seed}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def stored() -> dict[int, dict]:
+    """The kept results, by seed."""
+    files = sorted((HERE / "results").glob("seed-*.json"))
+    return {int(file.stem.removeprefix("seed-")): json.loads(file.read_text()) for file in files}
+
+
+def table(result: dict) -> str:
+    """One seed: the runs with what they measured, and their difference in ROUGE-L to the SFT model as it is."""
+    lines = [f"| run | decoding | {' | '.join(SHOWN.values())} | ROUGE-L minus SFT's |", "|---|---|" + "---:|" * 7]
+    for entry in result["results"]:
+        name = f"{entry['run'].upper()}{', post-processed' if entry['postprocessed'] else ''}"
+        cells = [f"{entry['metrics'][metric]['mean']:.3f}" for metric in SHOWN]
+        difference = (entry["difference"] or {}).get("rouge/rougeL")
+        cells.append(interval(difference) if difference else "")
+        lines.append(f"| {name} | {entry['decoding']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def seeds_table(results: dict[int, dict]) -> str:
+    """All seeds: GRPO minus SFT as it is, and minus post-processed SFT."""
+    metrics = ["rouge/rougeL", "repetition", "fact_f1", "facts_right"]
+    head = [SHOWN[metric] for metric in metrics]
+    lines = [f"| seed | decoding | GRPO minus | {' | '.join(head)} |", "|---:|---|---|" + "---:|" * len(head)]
+    for seed, result in results.items():
+        for entry in result["results"]:
+            if entry["run"] == "grpo":
+                for key, rival in {"difference": "SFT", "difference_to_postprocessed": "SFT, post-processed"}.items():
+                    cells = " | ".join(interval(entry[key][metric]) for metric in metrics)
+                    lines.append(f"| {seed} | {entry['decoding']} | {rival} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def interval(estimate: dict) -> str:
+    """Mean and 95 % interval, with signs."""
+    return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
+
+
+def write_tables() -> None:
+    """Put the tables between their marks in the README of this folder and of the project."""
+    results = stored()
+    for file, mark, text in [
+        (HERE.parent.parent / "README.md", "quickstart", table(results[0])),
+        (HERE / "README.md", "quickstart", table(results[0])),
+        (HERE / "README.md", "seeds", seeds_table(results)),
+    ]:
+        page = file.read_text()
+        file.write_text(with_table(page, mark, text))
+
+
+def with_table(page: str, mark: str, text: str) -> str:
+    """The page with the table between `<!-- mark -->` and `<!-- end -->` replaced."""
+    before, found, rest = page.partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not (found and end):
+        raise SystemExit(f"no <!-- {mark} --> ... <!-- end --> in the page")
+    return f"{before}{found}{text}{end}{after}"
+
+
+if __name__ == "__main__":
+    for number in map(int, sys.argv[1:]):
+        run(number)
+    write_tables()
