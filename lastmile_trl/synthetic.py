@@ -104,16 +104,16 @@ INCIDENT = Domain(
         "site": ("site", "other_site"),
         "cause": ("cause", "suspect"),
         "action": ("action",),
-        "name": ("fixer", "absent", "reporter"),
+        "name": ("fixer", "absent"),
         "day": ("day", "other_day"),
         "number": ("number",),
     },
     facts=("day", "system", "site", "cause", "fixer", "action"),
     opening=(
-        "{reporter} here from the {site}. On {day} the {system} stopped working.",
-        "Report by {reporter}, {site}. The {system} went down on {day}.",
-        "On {day} {reporter} noticed that the {system} at the {site} was dead.",
-        "The {site} lost its {system} on {day}, as {reporter} told us.",
+        "News from the {site}: on {day} the {system} stopped working.",
+        "Report for the {site}. The {system} went down on {day}.",
+        "On {day} we noticed that the {system} at the {site} was dead.",
+        "The {site} lost its {system} on {day}.",
     ),
     body=(
         (
@@ -143,7 +143,7 @@ INCIDENT = Domain(
         "{fixer} {action} on {day} when {cause} broke the {system} at the {site}.",
         "{cause} took down the {system} at the {site} on {day}, and {fixer} {action}.",
     ),
-    remarks=("The {other_system} was fine.", "{absent} was also involved.", "{reporter} reported it."),
+    remarks=("The {other_system} was fine.", "{absent} was also involved.", "The {other_site} asked about it."),
 )
 
 ORDER = Domain(
@@ -198,38 +198,38 @@ MEETING = Domain(
         "day": ("day", "other_day"),
         "room": ("room", "other_room"),
         "task": ("task",),
-        "name": ("helper", "other_helper", "asker", "partner"),
+        "name": ("helper", "other_helper"),
         "number": ("number",),
     },
     facts=("topic", "day", "room", "helper", "task"),
     opening=(
-        "{asker}: When is the {topic}? {other_day}?",
-        "{asker}: Can we do the {topic} on {other_day}?",
-        "{asker}: Let us fix the {topic}. I say {other_day}.",
+        "Chair: When is the {topic}? {other_day}?",
+        "Chair: Can we do the {topic} on {other_day}?",
+        "Chair: Let us fix the {topic}. I say {other_day}.",
     ),
     body=(
         (
-            "{partner}: No, {day} is better.",
-            "{partner}: I am busy then. Take {day}.",
-            "{partner}: {other_day} is full, so {day}.",
+            "Team: No, {day} is better.",
+            "Team: I am busy then. Take {day}.",
+            "Team: {other_day} is full, so {day}.",
         ),
         (
-            "{asker}: Fine. The {other_room}? {partner}: Too small, use the {room}.",
-            "{asker}: OK, in the {room}, since the {other_room} is taken.",
-            "{asker}: Good. I got the {room}, not the {other_room}.",
+            "Chair: Fine. The {other_room}? Team: Too small, use the {room}.",
+            "Chair: OK, in the {room}, since the {other_room} is taken.",
+            "Chair: Good. I got the {room}, not the {other_room}.",
         ),
         (
-            "{partner}: Who will {task}? {asker}: Not {other_helper}. Ask {helper}.",
-            "{partner}: {other_helper} cannot {task}. {asker}: Then {helper} will.",
-            "{partner}: I think {helper} should {task}. {asker}: Not {other_helper}? {partner}: No.",
-            "{partner}: Who will {task}? {asker}: Ask {helper}.",
-            "{partner}: I think {helper} should {task}. {asker}: Sure.",
-            "{asker}: And {helper} will {task}. {partner}: Yes.",
+            "Team: Who will {task}? Chair: Not {other_helper}. Ask {helper}.",
+            "Team: {other_helper} cannot {task}. Chair: Then {helper} will.",
+            "Team: I think {helper} should {task}. Chair: Not {other_helper}? Team: No.",
+            "Team: Who will {task}? Chair: Ask {helper}.",
+            "Team: I think {helper} should {task}. Chair: Sure.",
+            "Chair: And {helper} will {task}. Team: Yes.",
         ),
     ),
     asides=(
-        ("{partner}: See you on {other_day}, then on {day}.", "{asker}: {number} people said yes."),
-        ("{partner}: Great, bye.", "{asker}: Thanks."),
+        ("Chair: {number} people said yes.", "Chair: The others know."),
+        ("Team: Great, bye.", "Chair: Thanks."),
     ),
     reordered=False,
     summaries=(
@@ -238,7 +238,7 @@ MEETING = Domain(
         "On {day} the {topic} takes place in the {room}, and {helper} is asked to {task}.",
         "{helper} will {task} for the {topic}, which is set for {day} in the {room}.",
     ),
-    remarks=("{other_helper} is not free.", "The {other_room} was taken.", "{asker} asked first."),
+    remarks=("{other_helper} is not free.", "The {other_room} was taken.", "{other_day} came up first."),
 )
 
 DOMAINS = {"incident": INCIDENT, "order": ORDER, "meeting": MEETING}
