@@ -209,27 +209,27 @@ MEETING = Domain(
     ),
     body=(
         (
-            "Team: No, {day} is better.",
-            "Team: I am busy then. Take {day}.",
-            "Team: {other_day} is full, so {day}.",
+            "Clerk: No, {day} is better.",
+            "Clerk: I am busy then. Take {day}.",
+            "Clerk: {other_day} is full, so {day}.",
         ),
         (
-            "Chair: Fine. The {other_room}? Team: Too small, use the {room}.",
+            "Chair: Fine. The {other_room}? Clerk: Too small, use the {room}.",
             "Chair: OK, in the {room}, since the {other_room} is taken.",
             "Chair: Good. I got the {room}, not the {other_room}.",
         ),
         (
-            "Team: Who will {task}? Chair: Not {other_helper}. Ask {helper}.",
-            "Team: {other_helper} cannot {task}. Chair: Then {helper} will.",
-            "Team: I think {helper} should {task}. Chair: Not {other_helper}? Team: No.",
-            "Team: Who will {task}? Chair: Ask {helper}.",
-            "Team: I think {helper} should {task}. Chair: Sure.",
-            "Chair: And {helper} will {task}. Team: Yes.",
+            "Clerk: Who will {task}? Chair: Not {other_helper}. Ask {helper}.",
+            "Clerk: {other_helper} cannot {task}. Chair: Then {helper} will.",
+            "Clerk: I think {helper} should {task}. Chair: Not {other_helper}? Clerk: No.",
+            "Clerk: Who will {task}? Chair: Ask {helper}.",
+            "Clerk: I think {helper} should {task}. Chair: Sure.",
+            "Chair: And {helper} will {task}. Clerk: Yes.",
         ),
     ),
     asides=(
         ("Chair: {number} people said yes.", "Chair: The others know."),
-        ("Team: Great, bye.", "Chair: Thanks."),
+        ("Clerk: Great, bye.", "Chair: Thanks."),
     ),
     reordered=False,
     summaries=(
