@@ -1,6 +1,9 @@
 """Everything that can be known before a model loads, found in seconds."""
 
 import importlib.util
+import os
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +30,8 @@ class Findings:
 def check(recipe: Recipe, processes: int = 1, upcoming: Collection[Path] = (), force: bool = False) -> Findings:
     """Look for everything that would stop the recipe; ``upcoming`` are run folders that earlier stages will make."""
     findings = Findings()
+    if any(_on_hub(name, upcoming) for name in [*recipe.starts_from, recipe.data.path]):
+        _go_offline_without_connection(findings.notes)
     checks: list[Callable[[], None]] = [
         lambda: _check_run_folder(recipe, force),
         lambda: _check_models(recipe, upcoming),
@@ -40,6 +45,24 @@ def check(recipe: Recipe, processes: int = 1, upcoming: Collection[Path] = (), f
         except (InputError, RunError) as error:
             findings.problems.append(str(error))
     return findings
+
+
+def _on_hub(name: str, upcoming: Collection[Path]) -> bool:
+    return not (name.startswith("synthetic:") or Path(name).expanduser().exists() or Path(name) in upcoming)
+
+
+def _go_offline_without_connection(notes: list[str]) -> None:
+    """One quick question spares the minute that the Hub's client would try, here and in the stages."""
+    if "HF_HUB_OFFLINE" in os.environ:
+        return
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=10)
+    except urllib.error.HTTPError:
+        return  # an answer is an answer
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        notes.append("The Hub cannot be reached: only what is in the cache can be used.")
 
 
 def _check_run_folder(recipe: Recipe, force: bool) -> None:

@@ -1,7 +1,9 @@
 """Wrong input is refused with one sentence before a model loads: no test here imports torch."""
 
 import json
+import os
 import sys
+import urllib.error
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,20 @@ def test_evaluate_checks_its_runs(recipe, tmp_path):
         {**values, "method": "evaluate", "evaluation": {"runs": [str(tmp_path / "model"), "no/such/run"]}},
     )
     assert "'no/such/run' is not a folder here" in problem(stage)
+
+
+@pytest.mark.parametrize(
+    ("answer", "offline"), [(OSError("no route"), True), (urllib.error.HTTPError("", 405, "", {}, None), False)]
+)
+def test_without_a_connection_nothing_waits_for_the_hub(recipe, monkeypatch, answer, offline):
+    def ask(request, timeout):
+        raise answer
+
+    monkeypatch.setattr(preflight.urllib.request, "urlopen", ask)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    notes = preflight.check(recipe(data={"path": "some/dataset"})).notes if offline else []
+    if not offline:
+        preflight._go_offline_without_connection(notes)
+    assert ("HF_HUB_OFFLINE" in os.environ) is offline
+    assert any("The Hub cannot be reached" in text for text in notes) is offline
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
