@@ -144,6 +144,7 @@ def _arguments(recipe: Recipe) -> Any:
     """The method's TRL config: what the recipe says, and what this machine and our contract ask for."""
     arguments = {
         "run_name": str(recipe.run),
+        "project": "lastmile",
         "trackio_static_space_id": False,  # trackio would publish the logs on the Hub
         **recipe.training,
     }

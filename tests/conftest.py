@@ -2,12 +2,15 @@
 
 import json
 import os
+import tempfile
 
-# Read when huggingface_hub is imported, so before anything else.
+# Read when huggingface_hub and trackio are imported, so before anything else.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio-"))
 
 from pathlib import Path
 

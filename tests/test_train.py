@@ -1,6 +1,7 @@
 """Real trainers on a tiny model: what a run folder holds, and that what should learn learns."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,25 @@ def test_the_same_seed_is_the_same_run_and_evaluation_does_not_change_it(recipe)
         for key in left.keys() - {"step_time"}:
             if "runtime" not in key and "per_second" not in key:
                 assert left[key] == right[key], key
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
+def test_a_tracker_gets_the_same_names(recipe, tracker, monkeypatch, tmp_path):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
+    stage = recipe("grpo", training={"report_to": tracker}, evaluation={"every": 1})
+    train.run(stage)
+    wanted = {"reward", "rewards/rouge/rougeL/mean", "eval_rouge/rougeL"}
+    assert wanted <= history(stage)[0].keys()
+    if tracker == "trackio":
+        stored = b"".join(file.read_bytes() for file in Path(os.environ["TRACKIO_DIR"]).rglob("lastmile*"))
+        assert b"rewards/rouge/rougeL/mean" in stored and b"rouge/rougeL" in stored
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (folder,) = {file.parent for file in (tmp_path / "tensorboard").rglob("events*")}
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        assert {"train/reward", "train/rewards/rouge/rougeL/mean", "eval/rouge/rougeL"} <= set(events.Tags()["scalars"])
 
 
 def test_an_exception_in_a_reward_stops_the_run_and_names_it(recipe):
