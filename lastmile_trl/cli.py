@@ -3,11 +3,12 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import InputError, RunError
@@ -26,17 +27,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit code 2 for wrong input, 1 for a failed run."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0].endswith((".yaml", ".yml")):
-        arguments.insert(0, "stage")  # `accelerate launch -m lastmile_trl STAGE.yaml key=value`
+        # What accelerate launch starts: `-m lastmile_trl STAGE.yaml key=value`.
+        return _guarded(lambda: _stage(arguments[0], arguments[1:]), debug="LASTMILE_DEBUG" in os.environ)
     parser = _parser()
     words, more = parser.parse_known_args(arguments)
     # argparse takes no positional word after an option; an override may stand anywhere.
     if unknown := [word for word in more if word.startswith("-") or "=" not in word or not hasattr(words, "overrides")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     words.overrides = more
-    sys.path.append(os.getcwd())  # a recipe may name a reward in a file beside it
-    debug = words.debug or "LASTMILE_DEBUG" in os.environ
+    _guarded(lambda: words.call(words), debug=words.debug)
+
+
+def _guarded(call: Callable[[], int], debug: bool) -> None:
+    """Call, and leave with its exit code; an error is one line."""
+    sys.path.append(os.getcwd())  # a recipe may name a reward in a file of the folder one works in
     try:
-        sys.exit(words.call(words) or 0)
+        sys.exit(call())
     except (InputError, RunError) as error:
         if debug:
             raise
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout = None
         sys.exit(0)
     except KeyboardInterrupt:
-        note("Stopped. The same command goes on from the last checkpoint.")
+        note("Stopped.")
         sys.exit(130)
     except Exception as error:
         if debug:
@@ -64,9 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, call, help: str | None) -> argparse.ArgumentParser:
-        words = {"help": help, "description": help} if help else {}
-        added = commands.add_parser(name, allow_abbrev=False, **words)
+    def command(name: str, call: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, allow_abbrev=False, help=help, description=help)
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         added.set_defaults(call=call)
         return added
@@ -85,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "find what would stop a recipe, before a model loads")
     check.add_argument("recipe", nargs="+", help="recipes, folders, and section.key=value overrides")
     check.set_defaults(overrides=[])
-    check.add_argument("--num_processes", type=int, default=1)
+    check.add_argument("--accelerate", help="a shipped accelerate config or a file")
+    check.add_argument("--num_processes", type=int)
 
     run = command("run", _run, "run recipes in order, each stage under accelerate launch")
     run.add_argument("recipe", nargs="+", help="recipes, folders, and section.key=value overrides")
@@ -100,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "compare runs on held-out rows, the baseline first")
     evaluate.add_argument("run", nargs="+", help="run folders or models")
     evaluate.add_argument("--data", required=True, help="the recipe whose data and evaluation sections to use")
+    evaluate.set_defaults(overrides=[])
     evaluate.add_argument("--output", type=Path, help="default: runs/evaluate/<names of the runs>")
 
     report = command("report", _report, "rebuild report.html from what a run folder holds")
@@ -126,9 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--revision")
     push.add_argument("--create-pr", action="store_true", help="propose the files as a pull request")
 
-    stage = command("stage", _stage, None)  # what accelerate launch starts
-    stage.add_argument("recipe")
-    stage.add_argument("override", nargs="*")
     return parser
 
 
@@ -169,22 +173,40 @@ def _copy(words: argparse.Namespace) -> int:
     if destination.exists():
         raise InputError(f"{destination} exists already: choose another place, or delete it.")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, destination) if source.is_dir() else shutil.copy(source, destination)
+    if source.is_file():
+        shutil.copy(source, destination)
+    else:
+        destination.mkdir()
+        for file in source.glob("*.yaml"):
+            text = _renamed(file.read_text(encoding="utf-8"), source.name, destination)
+            (destination / file.name).write_text(text, encoding="utf-8")
     _print(str(destination))
     return 0
+
+
+def _renamed(text: str, task: str, destination: Path) -> str:
+    """A copied recipe writes to run folders of its own, and its head names the copy.
+
+    >>> _renamed("# Run: lastmile run e2e/sft\\noutput_dir: runs/e2e/sft", "e2e", Path("mine"))
+    '# Run: lastmile run mine/sft\\noutput_dir: runs/mine/sft'
+    """
+    text = text.replace(f"runs/{task}/", f"runs/{destination.name}/")
+    return re.sub(rf"(?<![\w/-]){re.escape(task)}/(?=\w)", f"{destination}/", text)
 
 
 # --- check and run -------------------------------------------------------------------------------------------------
 
 
 def _check(words: argparse.Namespace) -> int:
+    from .launch import Launch
     from .preflight import check
     from .recipe import collect
 
+    launch = Launch.choose(words.accelerate, words.num_processes)
     recipes = collect(*_split([*words.recipe, *words.overrides]))
     problems, upcoming = 0, set()
     for recipe in recipes:
-        findings = check(recipe, words.num_processes, upcoming)
+        findings = check(recipe, launch.processes, upcoming, distributed=launch.distributed)
         upcoming.add(recipe.run)
         _print(f"{recipe.source}: {'to mend' if findings.problems else 'nothing to mend'}")
         for number, problem in enumerate(findings.problems, 1):
@@ -211,12 +233,13 @@ def _run_stages(recipes: list, overrides: dict[Path, list[str]], words: argparse
     launch = Launch.choose(words.accelerate, words.num_processes)
     upcoming: set[Path] = set()
     for recipe in recipes:
+        own = launch.alone() if recipe.method == "evaluate" else launch
         if words.dry_run:
-            _print(f"# {recipe.source}\n{recipe.yaml()}# {launch.shell(recipe, overrides[recipe.run])}\n")
+            _print(f"# {recipe.source}\n{recipe.yaml()}# {own.shell(recipe, overrides[recipe.run])}\n")
         elif not _skips(recipe, words, upcoming):
-            findings = check(recipe, launch.processes, upcoming, words.force)
+            findings = check(recipe, own.processes, upcoming, words.force, own.distributed)
             if findings.problems:
-                raise InputError(f"{recipe.source}: {findings.problems[0]}")
+                raise InputError(f"{recipe.source}: {' '.join(findings.problems)}")
         upcoming.add(recipe.run)
     if words.dry_run:
         return 0
@@ -227,11 +250,9 @@ def _run_stages(recipes: list, overrides: dict[Path, list[str]], words: argparse
             continue
         note(title)
         started = time.monotonic()
-        if words.force:
-            shutil.rmtree(recipe.run, ignore_errors=True)
-        code = subprocess.run(
-            launch.command(recipe, overrides[recipe.run]), env=launch.environment(words.debug)
-        ).returncode
+        own = launch.alone() if recipe.method == "evaluate" else launch
+        environment = own.environment(words.debug, words.force)
+        code = subprocess.run(own.command(recipe, overrides[recipe.run]), env=environment).returncode
         if code:
             note(f"{title} failed; the stages after it were not started.")
             return 1
@@ -246,7 +267,7 @@ def _skips(recipe, words: argparse.Namespace, upcoming: set[Path]) -> bool:
     return not words.force and is_done(recipe) and not upcoming & {Path(start) for start in recipe.starts_from}
 
 
-def _stage(words: argparse.Namespace) -> int:
+def _stage(recipe: str, overrides: Sequence[str]) -> int:
     import logging
     import warnings
 
@@ -259,7 +280,7 @@ def _stage(words: argparse.Namespace) -> int:
     from .train import run
 
     disable_progress_bar()  # of loading and writing weights; training has its own
-    run(load(words.recipe, words.override))
+    run(load(recipe, overrides))
     return 0
 
 
@@ -331,23 +352,27 @@ def _reward_entry(text: str) -> dict:
 
 
 def _evaluate(words: argparse.Namespace) -> int:
-    from . import train
-    from .recipe import Recipe, load
+    from . import preflight, train
+    from .recipe import Recipe, load, short_names
 
-    source = load(words.data)
-    names = train.short_names(words.run)
+    source = load(words.data, words.overrides)
+    names = short_names(words.run)
     output = words.output or Path("runs", "evaluate", "-vs-".join(name.replace("/", "_") for name in names))
     evaluation = {**source.values.get("evaluation", {}), "runs": words.run}
     evaluation.setdefault("max_new_tokens", source.training.get("max_completion_length", train.NEW_TOKENS))
     values = {"data": source.values["data"], "evaluation": evaluation, "training": {"output_dir": str(output)}}
-    train.run(Recipe(Path(words.data), {"method": "evaluate", **values}))
+    recipe = Recipe(Path(words.data), {"method": "evaluate", **values})
+    if problems := preflight.check(recipe).problems:
+        raise InputError(" ".join(problems))
+    train.run(recipe)
     _show(output)
     return 0
 
 
 def _report(words: argparse.Namespace) -> int:
     from .evaluation.report import write_report
-    from .train import history, short_names, stored_recipe
+    from .recipe import short_names
+    from .train import history, stored_recipe
 
     for run in words.run:
         stored = stored_recipe(run)
@@ -363,6 +388,10 @@ def _report(words: argparse.Namespace) -> int:
 def _generate(words: argparse.Namespace) -> int:
     from . import data, models, train
 
+    if words.temperature < 0 or words.max_new_tokens < 1 or words.prompt == "":
+        raise InputError(
+            "--temperature must be at least 0, --max_new_tokens at least 1, and --prompt must say something."
+        )
     settings = {"max_new_tokens": words.max_new_tokens, "temperature": words.temperature}
     if words.prompt is not None:
         prompts = [words.prompt]
@@ -372,7 +401,7 @@ def _generate(words: argparse.Namespace) -> int:
         stored = train.stored_recipe(words.run)
         if stored is None:
             raise InputError(f"{words.run} holds no recipe.yaml to make prompts of --file with: use --prompt.")
-        rows = data.read(replace(stored.data, path=words.file), stored.data.split)
+        rows = data.read(replace(stored.data, path=words.file), "train", labelled=False)
         tokenizer = models.load_tokenizer(str(words.run))
         prompts = list(data.with_prompts(rows, stored.data, tokenizer, [])["prompt"])
     for text in train.generate(words.run, prompts, **settings):
@@ -391,6 +420,8 @@ def _push(words: argparse.Namespace) -> int:
     from .hub import push
 
     options = {name: getattr(words, name) for name in ("private", "merge", "revision", "create_pr")}
+    if not (words.run / "recipe.yaml").is_file():
+        raise InputError(f"{words.run} is not a run folder: it has no recipe.yaml; name a folder `lastmile run` made.")
     _print(push(words.run, words.repo, **options))
     return 0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, did_you_mean
+from .models import prompt_ids
 from .recipe import Data
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Rows:
 def load(data: Data) -> Rows:
     """Read the rows, check the columns, set the held-out rows aside, drop or refuse empty ones."""
     train = read(data, data.split)
+    if data.eval_split == data.split:
+        raise InputError(f"data.eval_split and data.split are both {data.split!r}: held-out rows must be other rows.")
     if data.eval_split:
         held_out = read(data, data.eval_split)
     else:
@@ -42,26 +45,59 @@ def load(data: Data) -> Rows:
         shuffled = train.shuffle(seed=0)
         held_out, train = shuffled.take(data.held_out), shuffled.skip(data.held_out)
     rows = Rows(train, held_out)
+    _look_for_leaks(rows, data)
     if data.max_rows:
         rows.train = rows.train.take(min(data.max_rows, len(rows.train)))
+    if taken := _taken(rows.train, data):
+        rows.notes.append(f"Column {', '.join(taken)} is left out: TRL uses the name itself.")
     rows.train = _clean(rows.train, data, data.split, rows.notes)
     rows.held_out = _clean(rows.held_out, data, data.eval_split or "held out", rows.notes)
     return rows
 
 
-def read(data: Data, split: str) -> "Dataset":
-    """The rows of one split with the columns that the section names, grouped if it says so."""
+def _look_for_leaks(rows: Rows, data: Data) -> None:
+    """A held-out prompt that is trained on would make every evaluation too good."""
+    columns = template_columns(data)
+    if not columns:
+        return
+
+    def texts(split: "Dataset") -> list[str]:
+        return [repr(list(row.values())) for row in split.select_columns(columns)]
+
+    held_out, train = set(texts(rows.held_out)), texts(rows.train)
+    leaks = {index for index, text in enumerate(train) if text in held_out}
+    if not leaks:
+        return
+    if data.eval_split:
+        found = len(held_out & set(train))
+        rows.notes.append(f"{found} prompts of {data.eval_split} are in {data.split} too: their scores flatter.")
+        return
+    rows.train = rows.train.select([index for index in range(len(train)) if index not in leaks])
+    if not len(rows.train):
+        raise InputError(f"Every prompt of {data.path!r} is among the held-out ones: use data.group_by.")
+    rows.notes.append(
+        f"{len(leaks)} rows have the prompt of a held-out row and are left out of training; data.group_by would make "
+        "one row of those that share a prompt."
+    )
+
+
+def read(data: Data, split: str, labelled: bool = True) -> "Dataset":
+    """The rows of one split with the columns that the section names, grouped if it says so.
+
+    Rows to predict for are not ``labelled``: they need no references.
+    """
     rows = _open(data, split)
-    used = template_columns(data)
     template = "prompt" if data.prompt else "messages"
-    named = [("references", data.references), ("shorten", data.shorten), ("group_by", data.group_by)]
-    for key, column in [*named, *((template, column) for column in used)]:
+    named = [("shorten", data.shorten), *((template, column) for column in template_columns(data))]
+    if labelled:
+        named += [("references", data.references), ("group_by", data.group_by)]
+    for key, column in named:
         if column is not None and column not in rows.column_names:
             raise InputError(
                 f"data.{key}: {data.path!r} has no column {column!r}, only {', '.join(rows.column_names)}"
                 f"{did_you_mean(column, rows.column_names)}"
             )
-    return _group(rows, data.group_by, data.references) if data.group_by else rows
+    return _group(rows, data.group_by, data.references) if labelled and data.group_by else rows
 
 
 def _group(rows: "Dataset", by: str, references: str) -> "Dataset":
@@ -91,11 +127,16 @@ def _open(data: Data, split: str) -> "Dataset":
         raise InputError(f"data.path {data.path!r} is not a file we read: use {', '.join(FILES)} or a hub id.")
     try:
         if path.is_file():
-            return load_dataset(FILES[path.suffix], data_files=str(path), split="train")
+            return load_dataset(FILES[path.suffix], data_files=str(path), split=split)
         return load_dataset(str(path) if path.exists() else data.path, data.name, revision=data.revision, split=split)
     except ValueError as error:
         if "nknown split" not in str(error):
             raise InputError(f"data.path {data.path!r} cannot be read: {_first_line(error)}") from error
+        if path.is_file():
+            raise InputError(
+                f"data.path {data.path!r} is one file and has no split {split!r}: use data.held_out, or a folder with "
+                "train and validation files."
+            ) from error
         names = get_dataset_split_names(data.path, data.name, revision=data.revision)
         raise InputError(f"data.path {data.path!r} has no split {split!r}; it has {', '.join(names)}.") from error
     except ConnectionError as error:
@@ -114,9 +155,6 @@ def _first_line(error: Exception) -> str:
 def _clean(rows: "Dataset", data: Data, split: str, notes: list[str]) -> "Dataset":
     """Make ``references`` a list, leave out rows with nothing to read or nothing to learn, and names TRL takes."""
     columns, used = rows.column_names, template_columns(data)
-    if taken := TAKEN & set(columns) - {*used, data.references}:
-        notes.append(f"Column {', '.join(sorted(taken))} is left out: TRL uses the name itself.")
-
     sources = [data.shorten] if data.shorten else used
     references = [_texts(value) for value in rows[data.references]]
     empty_references = {index for index, texts in enumerate(references) if not texts}
@@ -139,7 +177,12 @@ def _clean(rows: "Dataset", data: Data, split: str, notes: list[str]) -> "Datase
         notes.append(f"{problem}; they are left out.")
         keep = set(range(len(rows))) - empty_references - empty_prompts
         rows = rows.select(sorted(keep))
-    return rows.remove_columns(sorted(taken))
+    return rows.remove_columns(_taken(rows, data))
+
+
+def _taken(rows: "Dataset", data: Data) -> list[str]:
+    """Columns that would clash with what TRL passes to rewards, but for those that become prompt and references."""
+    return sorted(TAKEN & set(rows.column_names) - {*template_columns(data), data.references})
 
 
 def _texts(value: Any) -> list[str]:
@@ -196,15 +239,6 @@ def render(data: Data, row: dict) -> str | list[dict]:
         # A trailing space would be a token of its own, which no completion in SFT ever follows.
         return fill(data.prompt).rstrip(" ")
     return [{**message, "content": fill(message["content"])} for message in data.messages]
-
-
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: list) -> list[list[int]]:
-    """Token ids of prompts, as TRL's trainers make them."""
-    if isinstance(prompts[0], str):
-        return tokenizer(text=prompts)["input_ids"]
-    return tokenizer.apply_chat_template(
-        conversation=prompts, add_generation_prompt=True, tokenize=True, return_dict=True
-    )["input_ids"]
 
 
 def with_prompts(rows: "Dataset", data: Data, tokenizer: "PreTrainedTokenizerBase", notes: list[str]) -> "Dataset":

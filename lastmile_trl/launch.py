@@ -19,6 +19,7 @@ class Launch:
     config: Path
     processes: int
     cpu: bool
+    distributed: str = "NO"  # accelerate's distributed_type
 
     @classmethod
     def choose(cls, name: str | None, processes: int | None) -> "Launch":
@@ -28,7 +29,15 @@ class Launch:
             name = "cpu" if not gpu else "multi_gpu" if (processes or 1) > 1 else "single_gpu"
         config = _locate(name)
         values = _read(config)
-        return cls(config, processes or int(values.get("num_processes") or 1), bool(values.get("use_cpu")))
+        if processes is None:
+            processes = int(values.get("num_processes") or 1)
+        if processes < 1:
+            raise InputError(f"--num_processes must be at least 1, not {processes}.")
+        return cls(config, processes, bool(values.get("use_cpu")), str(values.get("distributed_type", "NO")))
+
+    def alone(self) -> "Launch":
+        """The same device in one process, for what is not distributed."""
+        return self if self.processes == 1 else Launch.choose("cpu" if self.cpu else "single_gpu", 1)
 
     def command(self, recipe: Recipe, overrides: list[str]) -> list[str]:
         """The exact command; printed by --dry-run it can be pasted into a shell."""
@@ -44,9 +53,9 @@ class Launch:
         """The command as one line for a shell."""
         return shlex.join(self.command(recipe, overrides))
 
-    def environment(self, debug: bool) -> dict[str, str]:
+    def environment(self, debug: bool, force: bool) -> dict[str, str]:
         """What the stage's processes inherit."""
-        extra: dict[str, Any] = {"LASTMILE_PROCESSES": str(self.processes)}
+        extra = {"LASTMILE_PROCESSES": str(self.processes), "LASTMILE_FORCE": str(int(force))}
         usual = {"TOKENIZERS_PARALLELISM": "false"}
         if self.cpu:
             extra["ACCELERATE_USE_CPU"] = "true"

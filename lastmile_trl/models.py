@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 # Tokens that models reserve for padding or for nothing, tried in this order.
-SPARE_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>",
-                "<|endoftext|>", "<unk>", "[UNK]")  # fmt: skip
+SPARE_TOKENS = (
+    "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|fim_pad|>", "<|vision_pad|>", "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>", "<|endoftext|>", "<unk>", "[UNK]",
+)  # fmt: skip
 
 
 def read_json(model: str, name: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -50,33 +52,66 @@ def read_json(model: str, name: str, revision: str | None = None) -> dict[str, A
         ) from error
 
 
-def adapter_base(model: str, revision: str | None = None) -> str | None:
-    """The base model of an adapter, None for a plain model."""
-    adapter = read_json(model, "adapter_config.json", revision)
-    return adapter and adapter["base_model_name_or_path"]
+def adapter_config(model: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The configuration of an adapter, which names its base; None for a plain model."""
+    return read_json(model, "adapter_config.json", revision)
 
 
 def load_tokenizer(
-    model: str, revision: str | None = None, trust_remote_code: bool = False
+    model: str, revision: str | None = None, trust_remote_code: bool = False, chat: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer, padding on the left as generation needs, with a pad token that is not the end token."""
+    """The tokenizer, padding on the left as generation needs, with a pad token that is not the end token.
+
+    For ``chat`` the end token is what the chat template ends an answer with, whatever the tokenizer says: base models
+    often name another one, which no answer in SFT would ever show.
+    """
+    from accelerate import PartialState
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
         model, revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
     )
+    if chat:
+        tokenizer.eos_token = _end_of_answer(tokenizer, model)
     if tokenizer.eos_token is None:
         raise InputError(f"The tokenizer of {model!r} has no end-of-text token, so no model could learn to stop.")
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         vocabulary = tokenizer.get_vocab()
         spare = next((t for t in SPARE_TOKENS if t in vocabulary and t != tokenizer.eos_token), None)
-        if spare is None:
+        if spare is None and PartialState().is_main_process:
             note(
                 f"The tokenizer of {model!r} has no token to spare for padding, so its end token pads too. Training "
                 "masks padding by position, so the end is still learned."
             )
         tokenizer.pad_token = spare or tokenizer.eos_token
     return tokenizer
+
+
+def _end_of_answer(tokenizer: "PreTrainedTokenizerBase", model: str) -> str:
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"data.messages needs a chat template, which the tokenizer of {model!r} has not: use data.prompt."
+        )
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ids = tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"]
+    last = next(token for token in reversed(ids) if tokenizer.decode([token]).strip())
+    if last not in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}:
+        raise InputError(
+            f"The chat template of {model!r} ends an answer without a token of its own, so no model could learn to "
+            "stop: use data.prompt."
+        )
+    return tokenizer.convert_ids_to_tokens(last)
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: list) -> list[list[int]]:
+    """Token ids of prompts, as TRL's trainers make them: the one place for SFT, RL and evaluation."""
+    if not prompts:
+        return []
+    if isinstance(prompts[0], str):
+        return tokenizer(text=prompts)["input_ids"]
+    return tokenizer.apply_chat_template(
+        conversation=prompts, add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"]
 
 
 def load_model(config: "ModelConfig", trust_remote_code: bool = False, trainable: bool = False) -> "PreTrainedModel":
@@ -90,29 +125,29 @@ def load_model(config: "ModelConfig", trust_remote_code: bool = False, trainable
     from trl.trainer.utils import create_model_from_path
 
     path, revision = config.model_name_or_path, config.model_revision
-    base = adapter_base(path, revision)
+    adapter = adapter_config(path, revision)
     # Left alone, one process spreads the model over the GPUs it sees; each of several must hold its own.
     placement = {"device_map": None} if PartialState().num_processes > 1 else {}
     model = create_model_from_path(
-        base or path,
-        **placement,
+        adapter["base_model_name_or_path"] if adapter else path,
+        revision=(adapter.get("revision") or "main") if adapter else revision,
         trust_remote_code=trust_remote_code,
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
         quantization_config=get_quantization_config(config),
-        **({} if base else {"revision": revision}),
+        **placement,
     )
-    if not base:
+    if not adapter:
         return model
-    return PeftModel.from_pretrained(
-        model, path, is_trainable=trainable, **({} if Path(path).is_dir() else {"revision": revision})
-    )
+    return PeftModel.from_pretrained(model, path, is_trainable=trainable, revision=revision)
 
 
 def new_adapter(config: "ModelConfig") -> "PeftConfig | None":
     """The LoRA to put on a plain model; None without ``use_peft``, or when the model is an adapter that goes on."""
     from trl import get_peft_config
 
-    if not config.use_peft or adapter_base(config.model_name_or_path, config.model_revision):
+    if not config.use_peft or adapter_config(config.model_name_or_path, config.model_revision):
         return None
-    return get_peft_config(config)
+    adapter = get_peft_config(config)
+    adapter.revision = config.model_revision  # of the base: later stages load the same one
+    return adapter

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from . import data as data_module
 from . import rewards
-from .errors import InputError, RunError
-from .models import adapter_base, read_json
-from .recipe import METHODS, RL, Recipe
+from .errors import InputError, RunError, unknown
+from .models import adapter_config, read_json
+from .recipe import METHODS, RL, Recipe, short_names
 from .schema import default
 
 ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "led", "blenderbot", "m2m_100"}
@@ -27,15 +27,24 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def check(recipe: Recipe, processes: int = 1, upcoming: Collection[Path] = (), force: bool = False) -> Findings:
-    """Look for everything that would stop the recipe; ``upcoming`` are run folders that earlier stages will make."""
+def check(
+    recipe: Recipe,
+    processes: int = 1,
+    upcoming: Collection[Path] = (),
+    force: bool = False,
+    distributed: str = "NO",
+) -> Findings:
+    """Look for everything that would stop the recipe.
+
+    ``upcoming`` are run folders that earlier stages will make, ``distributed`` is accelerate's kind of launch.
+    """
     findings = Findings()
     if any(_on_hub(name, upcoming) for name in [*recipe.starts_from, recipe.data.path]):
         _go_offline_without_connection(findings.notes)
     checks: list[Callable[[], None]] = [
-        lambda: _check_run_folder(recipe, force),
+        lambda: check_run_folder(recipe, force),
         lambda: _check_models(recipe, upcoming),
-        lambda: _check_packages(recipe),
+        lambda: _check_packages(recipe, distributed),
         lambda: _check_data(recipe, processes, findings.notes),
         lambda: _check_hub(recipe),
     ]
@@ -65,18 +74,19 @@ def _go_offline_without_connection(notes: list[str]) -> None:
         notes.append("The Hub cannot be reached: only what is in the cache can be used.")
 
 
-def _check_run_folder(recipe: Recipe, force: bool) -> None:
-    """A run folder belongs to one recipe; `--force` says that the old run may go."""
-    if force or not recipe.run.exists():
+def check_run_folder(recipe: Recipe, force: bool) -> None:
+    """A run folder belongs to one recipe; `--force` says that an old run may go, but never what is no run of ours."""
+    if not recipe.run.exists() or not any(recipe.run.iterdir()):
         return
-    difference = stored_difference(recipe)
-    if difference:
-        raise InputError(
-            f"{recipe.run} holds another recipe's run ({difference}): set another training.output_dir, "
-            "or replace it with --force."
-        )
-    if not (recipe.run / "recipe.yaml").exists() and any(recipe.run.iterdir()):
+    if not all((recipe.run / name).exists() for name in ("recipe.yaml", "environment.json")):
         raise InputError(f"{recipe.run} holds files that are not a run of ours: set another training.output_dir.")
+    difference = stored_difference(recipe)
+    if force or not difference or difference.startswith("evaluation."):
+        return
+    raise InputError(
+        f"{recipe.run} holds another recipe's run ({difference}): set another training.output_dir, "
+        "or replace it with --force."
+    )
 
 
 def stored_difference(recipe: Recipe) -> str | None:
@@ -119,14 +129,20 @@ def _check_models(recipe: Recipe, upcoming: Collection[Path]) -> None:
             "set use_vllm: false, or drop load_in_4bit."
         )
     for start in recipe.starts_from:
-        if Path(start) not in upcoming and not start.startswith("synthetic:"):
-            _check_start(start, recipe)
+        if Path(start) in upcoming or start.startswith("synthetic:"):
+            continue
+        adapter = check_model(start, model.get("model_revision", "main"))
+        if adapter and recipe.method != "evaluate":
+            _check_adapter(start, adapter, recipe)
 
 
-def _check_start(start: str, recipe: Recipe) -> None:
-    revision = recipe.model.get("model_revision", "main")
-    base = adapter_base(start, revision)
-    config = read_json(base or start, "config.json", None if base else revision)
+def check_model(start: str, revision: str = "main") -> dict | None:
+    """Refuse what is no decoder-only model; the configuration of an adapter, None for a plain model."""
+    adapter = adapter_config(start, revision)
+    if adapter:
+        config = read_json(adapter["base_model_name_or_path"], "config.json", adapter.get("revision"))
+    else:
+        config = read_json(start, "config.json", revision)
     if config is None:
         raise InputError(
             f"{start!r} holds no model: no config.json and no adapter_config.json; has its stage finished?"
@@ -136,18 +152,16 @@ def _check_start(start: str, recipe: Recipe) -> None:
             f"{start!r} is a sequence-to-sequence model ({config.get('model_type')}), which TRL's trainers cannot "
             "train: use a decoder-only model such as Qwen, Llama or GPT-2."
         )
-    if base and recipe.method != "evaluate":
-        _check_adapter(start, recipe)
+    return adapter
 
 
-def _check_adapter(start: str, recipe: Recipe) -> None:
+def _check_adapter(start: str, adapter: dict, recipe: Recipe) -> None:
     """An adapter goes on being trained as it is."""
     if not recipe.model.get("use_peft"):
         raise InputError(
             f"{start!r} is a LoRA adapter: set model.use_peft: true to go on training it, or make it a plain model "
             f"with `lastmile merge {start} DEST`."
         )
-    adapter = read_json(start, "adapter_config.json", recipe.model.get("model_revision", "main"))
     for key, name in {"lora_r": "r", "lora_alpha": "lora_alpha"}.items():
         if key in recipe.model and recipe.model[key] != adapter.get(name):
             raise InputError(
@@ -162,8 +176,8 @@ EXTRAS = {"bitsandbytes": "quantization", "vllm": "vllm", "trackio": "tracking",
           "wandb": None, "deepspeed": "deepspeed"}  # fmt: skip
 
 
-def _check_packages(recipe: Recipe) -> None:
-    needed = {}
+def _check_packages(recipe: Recipe, distributed: str) -> None:
+    needed = {"deepspeed": "--accelerate with DeepSpeed"} if distributed == "DEEPSPEED" else {}
     if recipe.model.get("load_in_4bit") or recipe.model.get("load_in_8bit"):
         needed["bitsandbytes"] = "4-bit and 8-bit models"
     if recipe.training.get("use_vllm"):
@@ -186,6 +200,8 @@ def _check_data(recipe: Recipe, processes: int, notes: list[str]) -> None:
     prompts = prompts_per_generation(recipe, processes) if recipe.method in RL else 0
     chosen = rewards.build(recipe.rewards)
     metrics = rewards.build(recipe.evaluation.metrics)
+    if recipe.method == "evaluate":
+        _check_names(recipe)
     rows = data_module.load(recipe.data)
     notes += rows.notes
     notes.append(f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out.")
@@ -203,6 +219,13 @@ def _check_data(recipe: Recipe, processes: int, notes: list[str]) -> None:
         )
     if chosen:
         _try_rewards(recipe, chosen, rows, notes)
+
+
+def _check_names(recipe: Recipe) -> None:
+    names = short_names(recipe.evaluation.runs)
+    for name in recipe.evaluation.postprocess or []:
+        if name not in names:
+            raise unknown("evaluation.postprocess: run", name, names)
 
 
 def prompts_per_generation(recipe: Recipe, processes: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, did_you_mean, unknown
-from .schema import accepts, annotations
+from .schema import accepts, annotations, choices
 
 
 @dataclass
@@ -80,6 +80,12 @@ SECTIONS = {  # section -> its class; `training` depends on the method, `rewards
     "data": "lastmile_trl.recipe:Data",
     "evaluation": "lastmile_trl.recipe:Evaluation",
     "hub": "lastmile_trl.recipe:Hub",
+}
+
+POSITIVE = {  # section -> numbers that make no sense below 1
+    "data": ("held_out", "max_prompt_tokens", "max_reference_tokens", "max_rows"),
+    "evaluation": ("every", "rows", "max_new_tokens", "batch_size"),
+    "training": ("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"),
 }
 
 # Keys that the config classes have, or had, and that a recipe says elsewhere.
@@ -286,6 +292,8 @@ def _check_key(section: str, key: str, value: Any, known: dict[str, dict[str, st
         hint = f": it belongs in section `{elsewhere[0]}`." if elsewhere else did_you_mean(key, known[section])
         raise InputError(f"{source}: unknown key {section}.{key}{hint}")
     annotation = known[section][key]
+    if section != "training" and value not in (allowed := choices(SECTIONS[section], key) or [value]):
+        raise InputError(f"{source}: {section}.{key} must be one of {', '.join(allowed)}, not {value!r}.")
     if not accepts(annotation, value):
         raise InputError(f"{source}: {section}.{key} must be {annotation.replace(' | ', ' or ')}, not {value!r}.")
 
@@ -294,8 +302,16 @@ def _check_required(values: dict[str, Any], source: Path) -> None:
     method, data, evaluation = values["method"], values.get("data", {}), values.get("evaluation", {})
     if "path" not in data:
         raise InputError(f"{source}: data.path is missing: a hub id, a file or folder, or synthetic:<name>.")
-    if ("prompt" in data) == ("messages" in data):
+    if bool(data.get("prompt")) == bool(data.get("messages")):
         raise InputError(f"{source}: give either data.prompt (plain text) or data.messages (chat).")
+    for message in data.get("messages") or []:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise InputError(f"{source}: data.messages holds {message!r}; write {{role: user, content: ...}}.")
+    for name, keys in POSITIVE.items():
+        for key in keys:
+            value = values.get(name, {}).get(key)
+            if value is not None and value < 1:
+                raise InputError(f"{source}: {name}.{key} must be at least 1, not {value!r}.")
     if method == "evaluate":
         if not evaluation.get("runs"):
             raise InputError(f"{source}: evaluation.runs is missing: the run folders to compare, the baseline first.")
@@ -324,8 +340,9 @@ def shipped(folder: str) -> Path:
 def locate(name: str | Path) -> Path:
     """A recipe file or folder: a path, or the name of a shipped one such as ``samsum/grpo``."""
     path = Path(name)
-    if path.exists():
-        return path
+    for candidate in (path, path.with_name(f"{path.name}.yaml")):
+        if candidate.exists():
+            return candidate
     inside = Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path
     for candidate in (inside, inside.with_suffix(".yaml")):
         if not inside.is_absolute() and (shipped("recipes") / candidate).exists():
@@ -377,3 +394,20 @@ def _in_order(recipes: list[Recipe]) -> list[Recipe]:
         ordered += ready
         waiting = [recipe for recipe in waiting if recipe not in ready]
     return ordered
+
+
+def short_names(runs: list[str]) -> dict[str, Path]:
+    """Run folders by the shortest end of their path that tells them apart.
+
+    >>> short_names(["runs/a/sft", "runs/a/grpo"])
+    {'sft': PosixPath('runs/a/sft'), 'grpo': PosixPath('runs/a/grpo')}
+    >>> list(short_names(["runs/a/sft", "runs/b/sft"]))
+    ['a/sft', 'b/sft']
+    """
+    paths = [Path(run) for run in runs]
+    if len(set(paths)) < len(paths):
+        raise InputError(f"A run is named twice: {', '.join(runs)}.")
+    length = 1
+    while len({path.parts[-length:] for path in paths}) < len(paths):
+        length += 1
+    return {"/".join(path.parts[-length:]): path for path in paths}

@@ -31,6 +31,21 @@ def default(path: str, name: str) -> Any:
     return ast.literal_eval(value)
 
 
+def choices(path: str, name: str) -> list[str] | None:
+    """The values a field may have, where its metadata lists them.
+
+    >>> choices("trl.trainer.model_config:ModelConfig", "dtype")
+    ['auto', 'bfloat16', 'float16', 'float32']
+    """
+    value = _fields(path)[name].value
+    for keyword in value.keywords if isinstance(value, ast.Call) else []:
+        if keyword.arg == "metadata" and isinstance(keyword.value, ast.Dict):
+            for key, listed in zip(keyword.value.keys, keyword.value.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "choices":
+                    return ast.literal_eval(listed)
+    return None
+
+
 @cache
 def _fields(path: str) -> dict[str, ast.AnnAssign]:
     module, name = path.split(":")

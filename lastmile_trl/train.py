@@ -1,5 +1,6 @@
 """One stage, in this process: model and data to trainer, training, evaluation, card."""
 
+import gc
 import hashlib
 import importlib
 import json
@@ -8,18 +9,19 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import data as data_module
-from . import models, rewards
+from . import models, preflight, rewards
 from .errors import InputError, RunError
-from .recipe import METHODS, RL, Recipe
+from .recipe import METHODS, RL, Recipe, short_names
 from .screen import note
 
 if TYPE_CHECKING:
@@ -45,18 +47,29 @@ def run(recipe: Recipe) -> None:
         )
     started = time.monotonic()
     if state.is_main_process:
-        recipe.run.mkdir(parents=True, exist_ok=True)
+        _prepare_folder(recipe)
         (recipe.run / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
-        _write_environment(recipe, state)
+        _write_environment(recipe, state, trained=_stored_environment(recipe.run).get("trained"))
     state.wait_for_everyone()
     compare(recipe) if recipe.method == "evaluate" else _train(recipe)
     if state.is_main_process:
         if recipe.method != "evaluate":
             _write_card(recipe.run)
-        _write_environment(recipe, state, seconds=time.monotonic() - started)
+        _write_environment(recipe, state, seconds=time.monotonic() - started, finished=_now())
         if recipe.hub.push:
             _push(recipe)
     state.wait_for_everyone()
+
+
+def _prepare_folder(recipe: Recipe) -> None:
+    """An empty folder, or that of an unfinished run of this very recipe from the same starts, which goes on."""
+    force = os.environ.get("LASTMILE_FORCE") == "1"
+    preflight.check_run_folder(recipe, force)
+    if recipe.run.exists():
+        stored = _stored_environment(recipe.run).get("started_from")
+        if force or stored != _starts(recipe) or preflight.stored_difference(recipe):
+            shutil.rmtree(recipe.run)
+    recipe.run.mkdir(parents=True, exist_ok=True)
 
 
 def on_cpu() -> bool:
@@ -78,33 +91,37 @@ def _train(recipe: Recipe) -> None:
     from accelerate import PartialState
     from transformers.trainer_utils import get_last_checkpoint
 
+    state = PartialState()
+    if _stored_environment(recipe.run).get("trained"):  # all but the evaluation, as after a crash in it
+        if state.is_main_process:
+            rows = data_module.load(recipe.data)
+            outputs, held_out = _outputs_of_run(recipe.run.name, recipe.run, recipe, rows)
+            _write_own_comparison(recipe, outputs, held_out)
+        return
     trainer, held_out = _build(recipe)
     for callback in _callbacks(recipe, trainer, held_out):
         trainer.add_callback(callback)
-    checkpoint = get_last_checkpoint(str(recipe.run))
-    if checkpoint and _trained_to_the_end(trainer, Path(checkpoint)):
-        trainer._load_from_checkpoint(checkpoint)  # `train` would take a step more
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(recipe.run)))
     trainer.save_model(str(recipe.run))
-    if PartialState().is_main_process:
+    if state.is_main_process:
         # TRL's frozen copy of the adapter that training went on from; PEFT saves it along.
         shutil.rmtree(recipe.run / "ref", ignore_errors=True)
+        _write_environment(recipe, state, trained=_now())
 
-    outputs = {}
-    for decoding, settings in _decodings(recipe.evaluation).items():
-        outputs[decoding] = _decode_in_training(trainer, recipe, held_out, settings)
-    if PartialState().is_main_process:
+    outputs = {
+        decoding: _decode_in_training(trainer, recipe, held_out, settings)
+        for decoding, settings in _decodings(recipe.evaluation).items()
+    }
+    if state.is_main_process:
         for decoding, settings in _decodings(recipe.evaluation).items():
             _keep_outputs(recipe.run, _fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
-        name = recipe.run.name
-        _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, _reward_names(recipe), [name])
+        _write_own_comparison(recipe, outputs, held_out)
 
 
-def _trained_to_the_end(trainer: "Trainer", checkpoint: Path) -> bool:
-    """Whether only what follows training is missing, as after a crash in the evaluation."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["global_step"] >= state["max_steps"] > 0 and trainer.args.max_steps in (-1, state["max_steps"])
+def _write_own_comparison(recipe: Recipe, outputs: dict, held_out: "Dataset") -> None:
+    """A run beside itself post-processed, before it is held against others."""
+    name = recipe.run.name
+    _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, _reward_names(recipe), [name])
 
 
 def _build(recipe: Recipe) -> "tuple[Trainer, Dataset]":
@@ -123,7 +140,10 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset]":
             if not base.exists():
                 build_base(base, seed=arguments.seed)
         model_config = replace(model_config, model_name_or_path=str(base))
-    tokenizer = models.load_tokenizer(model_config.model_name_or_path, model_config.model_revision, trust)
+    chat = bool(recipe.data.messages)
+    tokenizer = models.load_tokenizer(model_config.model_name_or_path, model_config.model_revision, trust, chat)
+    if chat and recipe.method == "sft":
+        arguments.eos_token = tokenizer.eos_token  # written into the model's generation settings too
     with PartialState().main_process_first():
         train, held_out, notes = _rows(recipe, tokenizer)
     if PartialState().is_main_process:
@@ -154,7 +174,8 @@ def _arguments(recipe: Recipe) -> Any:
         arguments["max_length"] = None  # data.py has shortened the prompts; TRL would cut the end off
     else:
         arguments["reward_weights"] = [reward.weight for reward in rewards.build(recipe.rewards)]
-        arguments = {"log_completions": True, "num_completions_to_print": 0, **arguments}
+        # Dropout would make the policy differ from its own start: noise in the ratio and in the KL.
+        arguments = {"log_completions": True, "num_completions_to_print": 0, "disable_dropout": True, **arguments}
     try:
         return _load_class(METHODS[recipe.method])(**arguments)
     except (ValueError, TypeError) as error:
@@ -163,11 +184,6 @@ def _arguments(recipe: Recipe) -> Any:
 
 def _rows(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> "tuple[Dataset, Dataset, list[str]]":
     rows = data_module.load(recipe.data)
-    if recipe.data.messages and not tokenizer.chat_template:
-        raise InputError(
-            f"data.messages needs a chat template, which the tokenizer of {recipe.model['model_name_or_path']!r} has "
-            "not: use data.prompt for a base model."
-        )
     train = data_module.with_prompts(rows.train, recipe.data, tokenizer, rows.notes)
     held_out = held_out_rows(recipe, rows, tokenizer)
     if recipe.method == "sft":
@@ -294,6 +310,7 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
         unwrap_model_for_generation(
             trainer.model_wrapped,
             accelerator,
+            gather_deepspeed3_params=getattr(trainer.args, "ds3_gather_for_generation", True),
             gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
         ) as model,
         DistributedBackend(accelerator).summon_full_params(trainer.model_wrapped, recurse=False),
@@ -349,29 +366,44 @@ def compare(recipe: Recipe) -> dict[str, Any]:
         raise InputError("`method: evaluate` runs in one process: leave --num_processes out.")
     rows = data_module.load(recipe.data)
     runs = short_names(recipe.evaluation.runs)
-    outputs, rewarded, held_out = {}, set(), None
+    postprocess = recipe.evaluation.postprocess
+    postprocess = [next(iter(runs))] if postprocess is None else postprocess
+    outputs, rewarded, held_out, notes = {}, set(), None, []
     for name, run in runs.items():
-        tokenizer, decode = _decoder(run)
-        stored = stored_recipe(run)
-        held_out = held_out_rows(recipe, rows, tokenizer)
-        outputs[name] = {}
-        for decoding, settings in _decodings(recipe.evaluation).items():
-            fingerprint = _fingerprint(held_out["prompt"], recipe, settings)
-            kept = _kept_outputs(run, fingerprint)
-            outputs[name][decoding] = kept or decode(
+        outputs[name], held_out = _outputs_of_run(name, run, recipe, rows)
+        rewarded |= set(_stored_environment(run).get("rewards", []))
+        if (stored := stored_recipe(run)) and (key := _other_rows(stored.data, recipe.data)):
+            notes.append(f"{name} was trained with another data.{key}: it may have seen rows that are held out here.")
+    for text in notes:
+        note(text)
+    return _write_comparison(recipe, outputs, runs, held_out, rewarded, postprocess, notes)
+
+
+def _outputs_of_run(name: str, run: Path, recipe: Recipe, rows: data_module.Rows) -> "tuple[dict, Dataset]":
+    """A run's outputs for the held-out rows by decoding, those it has kept or new ones; and the rows."""
+    tokenizer, decode = _decoder(run, chat=bool(recipe.data.messages))
+    held_out = held_out_rows(recipe, rows, tokenizer)
+    outputs = {}
+    for decoding, settings in _decodings(recipe.evaluation).items():
+        fingerprint = _fingerprint(held_out["prompt"], recipe, settings)
+        outputs[decoding] = _kept_outputs(run, fingerprint)
+        if outputs[decoding] is None:
+            outputs[decoding] = decode(
                 held_out["prompt"],
                 f"{name}, {decoding}",
                 max_new_tokens=_max_new_tokens(recipe),
                 batch_size=recipe.evaluation.batch_size,
                 **settings,
             )
-            if stored and not kept:
-                _keep_outputs(run, fingerprint, outputs[name][decoding])
-        if stored:
-            rewarded |= _reward_names(stored)
-    postprocess = recipe.evaluation.postprocess
-    shown = [next(iter(runs))] if postprocess is None else postprocess
-    return _write_comparison(recipe, outputs, runs, held_out, rewarded, shown)
+            if stored_recipe(run):
+                _keep_outputs(run, fingerprint, outputs[decoding])
+    return outputs, held_out
+
+
+def _other_rows(trained: Any, evaluated: Any) -> str | None:
+    """The first key by which two data sections hold out different rows."""
+    keys = ("path", "name", "revision", "split", "eval_split", "held_out", "group_by")
+    return next((key for key in keys if getattr(trained, key) != getattr(evaluated, key)), None)
 
 
 def _write_comparison(
@@ -381,6 +413,7 @@ def _write_comparison(
     held_out: "Dataset",
     rewarded: set[str],
     postprocess: list[str],
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     from .evaluation import comparison
     from .evaluation.report import write_report
@@ -394,7 +427,7 @@ def _write_comparison(
     )
     (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     histories = {name: history(run) for name, run in runs.items()}
-    write_report(result, histories, recipe.run / "report.html", recipe.evaluation.notes)
+    write_report(result, histories, recipe.run / "report.html", [*notes, *recipe.evaluation.notes])
     return result
 
 
@@ -411,40 +444,30 @@ def stored_recipe(run: Path) -> Recipe | None:
     return load(run / "recipe.yaml") if (run / "recipe.yaml").exists() else None
 
 
-def short_names(runs: list[str]) -> dict[str, Path]:
-    """Run folders by the shortest end of their path that tells them apart.
-
-    >>> short_names(["runs/a/sft", "runs/a/grpo"])
-    {'sft': PosixPath('runs/a/sft'), 'grpo': PosixPath('runs/a/grpo')}
-    >>> list(short_names(["runs/a/sft", "runs/b/sft"]))
-    ['a/sft', 'b/sft']
-    """
-    paths = [Path(run) for run in runs]
-    if len(set(paths)) < len(paths):
-        raise InputError(f"A run is named twice: {', '.join(runs)}.")
-    length = 1
-    while len({path.parts[-length:] for path in paths}) < len(paths):
-        length += 1
-    return {"/".join(path.parts[-length:]): path for path in paths}
-
-
-def _decoder(run: Path) -> "tuple[PreTrainedTokenizerBase, Callable[..., list[Output]]]":
+def _decoder(run: Path, chat: bool = False) -> "tuple[PreTrainedTokenizerBase, Callable[..., list[Output]]]":
     """The tokenizer of a run or model, and a function that loads its model at the first call."""
+    import torch
     from trl import ModelConfig
 
+    preflight.check_model(str(run))
     stored = stored_recipe(run)
     section = {k: v for k, v in stored.model.items() if k != "model_revision"} if stored else {"dtype": "auto"}
     trust = bool(stored and stored.training.get("trust_remote_code"))
     config = ModelConfig(**{**section, "model_name_or_path": str(run)})
-    tokenizer = models.load_tokenizer(str(run), trust_remote_code=trust)
-    loaded = []
+    tokenizer = models.load_tokenizer(str(run), trust_remote_code=trust, chat=chat)
+
+    @cache
+    def model() -> Any:
+        gc.collect()  # the model of the run before
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return _on_device(models.load_model(config, trust))
 
     def decode_rows(prompts: list, what: str, **settings: Any) -> "list[Output]":
         from .evaluation.decoding import decode
 
-        loaded[:] = loaded or [_on_device(models.load_model(config, trust))]
         with _bar(f"decoding {what}", len(prompts)) as on_batch:
-            return decode(loaded[0], tokenizer, list(prompts), on_batch=on_batch, **settings)
+            return decode(model(), tokenizer, list(prompts), on_batch=on_batch, **settings)
 
     return tokenizer, decode_rows
 
@@ -465,14 +488,14 @@ def _bar(what: str, total: int, show: bool = True) -> Iterator[Callable[[int, in
 
 def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
     """Completions of prompts by a run or a model, greedy unless told otherwise."""
-    _, decode = _decoder(run)
+    _, decode = _decoder(run, chat=not isinstance(prompts[0], str))
     return [output.text for output in decode(prompts, str(run), **settings)]
 
 
 # --- what is written beside the model ------------------------------------------------------------------------------
 
 
-def _write_environment(recipe: Recipe, state: Any, seconds: float | None = None) -> None:
+def _write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
     """`environment.json`: what the run depends on beside its recipe; `finished` marks a complete run."""
     environment = {
         "versions": {"python": platform.python_version(), **_versions()},
@@ -480,27 +503,43 @@ def _write_environment(recipe: Recipe, state: Any, seconds: float | None = None)
         "commit": _commit(),
         "device": _device_name(state),
         "processes": state.num_processes,
-        "started_from": {start: finished(Path(start)) for start in recipe.starts_from},
+        "started_from": _starts(recipe),
+        "rewards": sorted(_reward_names(recipe)),
     }
-    if seconds is not None:
-        environment |= {"seconds": round(seconds, 1), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    environment |= {key: round(value, 1) if key == "seconds" else value for key, value in more.items() if value}
     (recipe.run / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+
+
+def _stored_environment(run: Path) -> dict[str, Any]:
+    file = run / "environment.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is damaged: delete it to run the stage again.") from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _starts(recipe: Recipe) -> dict[str, str | None]:
+    """When each run that the recipe starts from finished: another time is another model."""
+    return {start: finished(Path(start)) for start in recipe.starts_from}
 
 
 def finished(run: Path) -> str | None:
     """When a run finished; None if it did not, or is no run."""
-    file = run / "environment.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("finished") if file.exists() else None
+    return _stored_environment(run).get("finished")
 
 
 def is_done(recipe: Recipe) -> bool:
     """Whether the run folder holds this very recipe, finished, from the same starts."""
-    from .preflight import stored_difference
-
-    if finished(recipe.run) is None or stored_difference(recipe) is not None:
-        return False
-    stored = json.loads((recipe.run / "environment.json").read_text(encoding="utf-8"))["started_from"]
-    return stored == {start: finished(Path(start)) for start in recipe.starts_from}
+    environment = _stored_environment(recipe.run)
+    return (
+        "finished" in environment
+        and preflight.stored_difference(recipe) is None
+        and environment["started_from"] == _starts(recipe)
+    )
 
 
 def _versions() -> dict[str, str]:

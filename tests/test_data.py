@@ -3,8 +3,9 @@ import json
 import pandas as pd
 import pytest
 
-from lastmile_trl.data import completion, load, prompt_ids, render, sft_rows, with_prompts
+from lastmile_trl.data import completion, load, render, sft_rows, with_prompts
 from lastmile_trl.errors import InputError
+from lastmile_trl.models import prompt_ids
 from lastmile_trl.recipe import Data
 
 from .conftest import make_rows, write_jsonl
@@ -35,8 +36,8 @@ def test_every_file_format_gives_the_same_rows(tmp_path, ending):
 
 
 def test_a_folder_has_its_splits_in_files(tmp_path):
-    write_jsonl(tmp_path / "train.jsonl", make_rows(6))
-    write_jsonl(tmp_path / "validation.jsonl", make_rows(3))
+    write_jsonl(tmp_path / "train.jsonl", make_rows(9)[:6])
+    write_jsonl(tmp_path / "validation.jsonl", make_rows(9)[6:])
     found = load(data(tmp_path, eval_split="validation"))
     assert (len(found.train), len(found.held_out)) == (6, 3)
     with pytest.raises(InputError, match="has no split 'tset'; it has train, validation"):
@@ -58,8 +59,9 @@ def test_synthetic_rows_by_name():
 
 
 def test_several_references_or_one(tmp_path):
-    rows = [{"source": "a b", "target": ["one", " ", "two "]}, {"source": "c", "target": ["three"]}]
-    found = load(data(write_jsonl(tmp_path / "r.jsonl", rows * 3), held_out=1))
+    two = [{"source": f"a{n}", "target": ["one", " ", "two "]} for n in range(3)]
+    one = [{"source": f"c{n}", "target": ["three"]} for n in range(3)]
+    found = load(data(write_jsonl(tmp_path / "r.jsonl", [*two, *one]), held_out=1))
     assert sorted(map(len, found.train["references"])) in ([1, 1, 2, 2, 2], [1, 1, 1, 2, 2])
     assert ["one", "two"] in list(found.train["references"])
 
@@ -77,7 +79,7 @@ def test_rows_of_one_group_are_one_row_with_all_references(tmp_path):
 def test_empty_rows_are_left_out_and_counted_or_refused(tmp_path):
     rows = [*make_rows(10), {"id": 10, "source": " ", "target": "x"}, {"id": 11, "source": "x", "target": None}]
     write_jsonl(tmp_path / "train.jsonl", rows)
-    write_jsonl(tmp_path / "test.jsonl", make_rows(2))
+    write_jsonl(tmp_path / "test.jsonl", make_rows(30)[20:])
     found = load(data(tmp_path, eval_split="test"))
     assert len(found.train) == 10
     assert found.notes == ["train: 2 of 12 rows have an empty prompt (1) or an empty reference (1); they are left out."]
@@ -86,7 +88,7 @@ def test_empty_rows_are_left_out_and_counted_or_refused(tmp_path):
 
 
 def test_all_references_empty(tmp_path):
-    path = write_jsonl(tmp_path / "r.jsonl", [{"source": "a", "target": ""}] * 8)
+    path = write_jsonl(tmp_path / "r.jsonl", [{"source": f"a{n}", "target": ""} for n in range(8)])
     with pytest.raises(InputError, match="4 of 4 rows have an empty prompt .0. or an empty reference .4."):
         load(data(path))
 
@@ -134,6 +136,28 @@ def test_a_broken_file(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"source": "a"\n')
     with pytest.raises(InputError, match="cannot be read"):
         load(data(tmp_path / "rows.jsonl"))
+
+
+def test_held_out_rows_are_never_trained_on(tmp_path):
+    rows = [{"id": n, "source": f"s{n // 3}", "target": f"t{n}"} for n in range(60)]
+    found = load(data(write_jsonl(tmp_path / "r.jsonl", rows), held_out=10))
+    assert not set(found.held_out["source"]) & set(found.train["source"])
+    left_out = 60 - 10 - len(found.train)
+    assert left_out > 0
+    assert found.notes[0].startswith(f"{left_out} rows have the prompt of a held-out row and are left out")
+    with pytest.raises(InputError, match="Every prompt of .* is among the held-out ones"):
+        load(data(write_jsonl(tmp_path / "same.jsonl", [{"source": "x", "target": "y"}] * 9)))
+
+
+def test_a_file_has_one_split(rows_file, tmp_path):
+    with pytest.raises(InputError, match="is one file and has no split 'validation': use data.held_out"):
+        load(data(rows_file, eval_split="validation"))
+    with pytest.raises(InputError, match="both 'train'"):
+        load(data(rows_file, eval_split="train"))
+    write_jsonl(tmp_path / "train.jsonl", make_rows(6))
+    write_jsonl(tmp_path / "test.jsonl", make_rows(8))
+    found = load(data(tmp_path, eval_split="test"))
+    assert found.notes == ["6 prompts of test are in train too: their scores flatter."]
 
 
 def test_names_that_trl_takes_itself_are_left_out(tmp_path):
@@ -203,7 +227,8 @@ def test_sft_learns_to_follow_the_very_prompt_of_rl_and_to_end(rows_file, tokeni
 
 
 def test_every_reference_is_an_example_and_long_ones_are_left_out(tmp_path, tokenizer):
-    rows = [{"source": "cat", "target": ["a cat", "the big red cat sat on the mat under the tree"]}] * 4
+    references = ["a cat", "the big red cat sat on the mat under the tree"]
+    rows = [{"source": f"cat {n}", "target": references} for n in range(4)]
     settings = data(write_jsonl(tmp_path / "r.jsonl", rows), held_out=1)
     prompted, notes = with_prompts(load(settings).train, settings, tokenizer, []), []
     assert len(sft_rows(prompted, settings, tokenizer, notes)) == 6 and notes == []

@@ -107,10 +107,10 @@ def test_empty_references(recipe, tmp_path):
     path = write_jsonl(tmp_path / "holes.jsonl", rows)
     findings = preflight.check(recipe(data={"path": str(path)}))
     assert findings.problems == []
-    assert any("1 of 23 rows have an empty prompt (0) or an empty reference (1); they are left out" in t or
-               "1 of 8 rows" in t for t in findings.notes)  # fmt: skip
+    note = "train: 1 of 23 rows have an empty prompt (0) or an empty reference (1); they are left out."
+    assert note in findings.notes
     assert "an empty reference (1)" in problem(recipe(data={"path": str(path), "strict": True}))
-    path = write_jsonl(tmp_path / "empty.jsonl", [{"source": "x", "target": ""}] * 30)
+    path = write_jsonl(tmp_path / "empty.jsonl", [{"source": f"x{n}", "target": ""} for n in range(30)])
     assert "22 of 22 rows have" in problem(recipe(data={"path": str(path)}))
 
 
@@ -150,18 +150,32 @@ def test_a_run_folder_of_another_recipe(recipe, tmp_path):
     first = recipe()
     first.run.mkdir()
     (first.run / "recipe.yaml").write_text(first.yaml())
+    (first.run / "environment.json").write_text("{}")
     assert preflight.check(recipe()).problems == []
+    assert preflight.check(recipe(evaluation={"rows": 5})).problems == []
     other = recipe(training={"learning_rate": 1e-4})
     assert "run holds another recipe's run (training.learning_rate was 'not set', is 0.0001)" in problem(other)
     assert preflight.check(other, force=True).problems == []
-    (first.run / "recipe.yaml").rename(first.run / "notes.txt")
-    assert "holds files that are not a run of ours" in problem(recipe())
+
+
+def test_files_that_are_no_run_are_never_replaced(recipe):
+    recipe().run.mkdir()
+    (recipe().run / "thesis.txt").write_text("precious")
+    for force in (False, True):
+        assert "holds files that are not a run of ours" in problem(recipe(), force=force)
 
 
 def test_a_stage_may_start_from_a_run_that_comes_before_it(recipe, tmp_path):
     stage = recipe(model={"model_name_or_path": str(tmp_path / "sft")})
     assert "is not a folder here" in problem(stage)
     assert preflight.check(stage, upcoming={tmp_path / "sft"}).problems == []
+
+
+def test_deepspeed_must_be_there(recipe, monkeypatch):
+    found = preflight.check(recipe(), distributed="DEEPSPEED").problems
+    assert found == [] or "needs the package deepspeed" in found[0]
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    assert "--accelerate with DeepSpeed needs the package deepspeed" in problem(recipe(), distributed="DEEPSPEED")
 
 
 def test_evaluate_checks_its_runs(recipe, tmp_path):
@@ -172,6 +186,9 @@ def test_evaluate_checks_its_runs(recipe, tmp_path):
         {**values, "method": "evaluate", "evaluation": {"runs": [str(tmp_path / "model"), "no/such/run"]}},
     )
     assert "'no/such/run' is not a folder here" in problem(stage)
+    stage.values["evaluation"] = {"runs": [str(tmp_path / "model")], "postprocess": ["modle"]}
+    stage = Recipe(stage.source, stage.values)
+    assert "evaluation.postprocess: run 'modle' does not exist: did you mean 'model'?" in problem(stage)
 
 
 @pytest.mark.parametrize(

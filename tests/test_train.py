@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,13 +81,13 @@ def test_a_run_leaves_everything_in_its_folder(recipe, method):
 
 
 def test_sft_learns_and_then_says_what_it_learned(recipe, tmp_path):
-    rows = [{"source": "red cat", "target": "dog on mat"}] * 32
+    rows = [{"source": row["source"], "target": "dog on mat"} for row in make_rows(40)]
     write_jsonl(tmp_path / "same.jsonl", rows)
     stage = recipe(data={"path": str(tmp_path / "same.jsonl")}, training={"max_steps": 30})
     train.run(stage)
     losses = [row["loss"] for row in history(stage) if "loss" in row]
     assert losses[-1] < losses[0] / 10
-    assert train.generate(stage.run, ["red cat =>"], max_new_tokens=12) == [" dog on mat"]
+    assert train.generate(stage.run, ["the big red cat =>"], max_new_tokens=12) == [" dog on mat"]
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo"])
@@ -161,7 +162,7 @@ def broken(completions, **columns):
 
 # --- LoRA ----------------------------------------------------------------------------------------------------------
 
-LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "all-linear", "lora_dropout": 0.0}
+LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "all-linear"}
 
 
 def lora(recipe, start, **keys):
@@ -176,6 +177,7 @@ def test_rl_goes_on_with_the_sft_adapter_and_its_kl_is_to_the_sft_model(recipe, 
     train.run(sft)
     rl = recipe(method, run="rl", model=lora(recipe, sft.run, **quantised), training={"beta": 0.1, "max_steps": 3})
     trainer, _ = train._build(rl)
+    shutil.rmtree(rl.run, ignore_errors=True)
     adapters = trainer.model.peft_config
     assert sorted(adapters) == ["default", "ref"]
     trained_by_sft = load_file(sft.run / "adapter_model.safetensors")
@@ -212,33 +214,64 @@ def test_a_new_adapter_on_a_full_sft_model(recipe):
 # --- resuming and comparing ----------------------------------------------------------------------------------------
 
 
-def test_an_unfinished_run_goes_on_from_its_checkpoint(recipe):
-    whole = recipe("grpo", run="whole", training={"max_steps": 4, "lr_scheduler_type": "constant"})
+def breaks_once(completions, trainer_state=None, **columns):
+    """Raises in the third step, unless a file says that it has."""
+    mark = Path(os.environ["BREAKS_ONCE"])
+    if trainer_state and trainer_state.global_step == 2 and not mark.exists():
+        mark.touch()
+        raise KeyError("a power cut")
+    return [-len(text) / 40 for text in completions]
+
+
+def test_an_unfinished_run_goes_on_from_its_checkpoint(recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("BREAKS_ONCE", str(tmp_path / "mark"))
+    keys = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    rewards = ["tests.test_train:breaks_once"]
+    broken_off = recipe("grpo", run="broken", training=keys, rewards=rewards)
+    with pytest.raises(RunError, match="a power cut"):
+        train.run(broken_off)
+    assert train.finished(broken_off.run) is None
+    train.run(broken_off)
+    whole = recipe("grpo", run="whole", training=keys, rewards=rewards)
     train.run(whole)
-    first = recipe("grpo", run="halves", training={"max_steps": 2, "lr_scheduler_type": "constant",
-                                                   "save_strategy": "steps", "save_steps": 2})  # fmt: skip
-    train.run(first)
-    second = recipe("grpo", run="halves", training={"max_steps": 4, "lr_scheduler_type": "constant",
-                                                    "save_strategy": "steps", "save_steps": 2})  # fmt: skip
-    train.run(second)
-    assert [row["step"] for row in history(second) if "loss" in row] == [1, 2, 3, 4]
-    a, b = load_file(whole.run / "model.safetensors"), load_file(second.run / "model.safetensors")
+    assert [row["step"] for row in history(broken_off) if "loss" in row] == [1, 2, 3, 4]
+    a, b = load_file(whole.run / "model.safetensors"), load_file(broken_off.run / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_run_that_was_trained_but_not_evaluated_is_only_evaluated(recipe, monkeypatch):
-    stage = recipe("grpo", training={"save_strategy": "steps", "save_steps": 1})
+    stage = recipe("grpo")
     with monkeypatch.context() as patch:
         patch.setattr(train, "_decode_in_training", lambda *a, **k: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train.run(stage)
-    trained = load_file(stage.run / "model.safetensors")
+    trained = (stage.run / "model.safetensors").stat().st_mtime_ns
     assert train.finished(stage.run) is None
+    monkeypatch.setattr(train, "_build", lambda recipe: 1 / 0)
     train.run(stage)
-    again = load_file(stage.run / "model.safetensors")
-    assert all(torch.equal(trained[name], again[name]) for name in trained)
-    assert train.finished(stage.run)
-    assert [row["step"] for row in history(stage) if "loss" in row] == [1, 2]
+    assert (stage.run / "model.safetensors").stat().st_mtime_ns == trained
+    assert train.is_done(stage) and (stage.run / "report.html").exists() and (stage.run / "README.md").exists()
+
+
+def test_a_stage_is_trained_again_when_its_start_was(recipe):
+    """Checkpoints and kept outputs of the earlier run must not come back."""
+    checkpoints = {"save_strategy": "steps", "save_steps": 1}
+    sft = recipe(run="sft", training={"max_steps": 3})
+    grpo = recipe("grpo", run="grpo", model={"model_name_or_path": str(sft.run)}, training=checkpoints)
+    for stage in (sft, grpo):
+        train.run(stage)
+    before = load_file(grpo.run / "model.safetensors")
+    other = recipe(run="sft", training={"max_steps": 6})
+    with pytest.raises(InputError, match="holds another recipe's run .training.max_steps was 3, is 6."):
+        train.run(other)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LASTMILE_FORCE", "1")
+        train.run(other)
+    assert not train.is_done(grpo)
+    train.run(grpo)
+    after = load_file(grpo.run / "model.safetensors")
+    assert any((before[name] - after[name]).abs().max() > 1e-3 for name in before)
+    assert train.is_done(grpo)
 
 
 def test_comparing_runs_reuses_their_outputs_and_reports(recipe, monkeypatch, tiny_model_folder):
@@ -288,18 +321,68 @@ def _with_folder(recipe):
 # --- refusals that need the tokenizer or TRL -----------------------------------------------------------------------
 
 
-def test_chat_messages_without_a_chat_template(recipe, tiny_model_folder, tmp_path, tokenizer):
-    import shutil
+@pytest.fixture
+def chat_model(tiny_model_folder, tmp_path):
+    """The tiny model with another chat template."""
 
-    plain = tmp_path / "plain"
-    shutil.copytree(tiny_model_folder, plain)
-    for file in ("chat_template.jinja",):
-        (plain / file).unlink()
-    stage = recipe("grpo", model={"model_name_or_path": str(plain)})
-    del stage.values["data"]["prompt"]
-    stage.values["data"]["messages"] = [{"role": "user", "content": "{source}"}]
-    with pytest.raises(InputError, match="needs a chat template"):
-        train.run(Recipe(stage.source, stage.values))
+    def make(template):
+        folder = tmp_path / "chat"
+        shutil.copytree(tiny_model_folder, folder)
+        (folder / "chat_template.jinja").unlink()
+        if template:
+            (folder / "chat_template.jinja").write_text(template)
+        return folder
+
+    return make
+
+
+def with_messages(stage):
+    values = {**stage.values, "data": {**stage.values["data"], "messages": [{"role": "user", "content": "{source}"}]}}
+    del values["data"]["prompt"]
+    return Recipe(stage.source, values)
+
+
+def test_chat_messages_without_a_chat_template(recipe, chat_model):
+    stage = recipe("grpo", model={"model_name_or_path": str(chat_model(None))})
+    with pytest.raises(InputError, match="data.messages needs a chat template"):
+        train.run(with_messages(stage))
+
+
+def test_a_chat_template_that_ends_an_answer_with_nothing(recipe, chat_model):
+    template = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}"
+    stage = recipe("grpo", model={"model_name_or_path": str(chat_model(template))})
+    with pytest.raises(InputError, match="ends an answer without a token of its own"):
+        train.run(with_messages(stage))
+
+
+def test_chat_sft_learns_to_end_with_the_token_of_the_template(recipe, chat_model, tmp_path):
+    """As in base models whose tokenizer names an end token that the chat template never writes."""
+    template = (
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|system|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    rows = [{"source": row["source"], "target": "dog on mat"} for row in make_rows(40)]
+    write_jsonl(tmp_path / "same.jsonl", rows)
+    sft = with_messages(
+        recipe(
+            run="sft",
+            model={"model_name_or_path": str(chat_model(template))},
+            data={"path": str(tmp_path / "same.jsonl")},
+            training={"max_steps": 40},
+        )
+    )
+    train.run(sft)
+    measured = json.loads((sft.run / "evaluation.json").read_text())["results"][0]["metrics"]
+    assert measured["ended"]["mean"] == 1.0 and measured["rouge/rougeL"]["mean"] == 1.0
+    assert json.loads((sft.run / "tokenizer_config.json").read_text())["eos_token"] == "<|system|>"
+    assert 4 in json.loads((sft.run / "generation_config.json").read_text())["eos_token_id"]
+    grpo = with_messages(
+        recipe(
+            "grpo", run="grpo", model={"model_name_or_path": str(sft.run)}, data={"path": str(tmp_path / "same.jsonl")}
+        )
+    )
+    train.run(grpo)
+    assert history(grpo)[0]["completions/clipped_ratio"] < 0.2
 
 
 def test_what_trl_itself_refuses_is_said_with_the_section(recipe):
@@ -312,9 +395,22 @@ def test_what_trl_itself_refuses_is_said_with_the_section(recipe):
 
 
 def test_chat_prompts_train_too(recipe):
-    stage = recipe("grpo")
-    del stage.values["data"]["prompt"]
-    stage.values["data"]["messages"] = [{"role": "user", "content": "{source}"}]
-    stage = Recipe(stage.source, stage.values)
+    stage = with_messages(recipe("grpo"))
     train.run(stage)
     assert [row["step"] for row in history(stage) if "loss" in row] == [1, 2]
+
+
+def test_runs_that_held_out_other_rows_are_named(recipe):
+    sft = recipe(run="sft")
+    train.run(sft)
+    both = Recipe(
+        Path("both.yaml"),
+        {
+            "method": "evaluate",
+            "data": {**sft.values["data"], "held_out": 10},
+            "training": {"output_dir": str(sft.run.parent / "both")},
+            "evaluation": {**sft.values["evaluation"], "runs": [str(sft.run)]},
+        },
+    )
+    train.run(both)
+    assert "sft was trained with another data.held_out" in (both.run / "report.html").read_text()

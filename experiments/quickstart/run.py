@@ -6,7 +6,11 @@ Runs go to runs/quickstart-SEED; what is kept, without the texts, is results/see
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+
+from lastmile_trl import rewards
+from lastmile_trl.evaluation.significance import interval, paired
 
 HERE = Path(__file__).parent
 SHOWN = {  # metric -> column
@@ -20,18 +24,53 @@ SHOWN = {  # metric -> column
 
 
 def run(seed: int) -> None:
-    """One seed from nothing to its results."""
-    folder = Path("runs", f"quickstart-{seed}")
-    command = [sys.executable, "-m", "lastmile_trl", "quickstart", "--seed", str(seed), "--output", str(folder)]
+    """One seed from nothing."""
+    command = [sys.executable, "-m", "lastmile_trl", "quickstart", "--seed", str(seed), "--output", str(folder(seed))]
     subprocess.run(command, check=True)
-    result = json.loads((folder / "evaluate" / "evaluation.json").read_text())
-    del result["examples"]
-    environments = {stage: json.loads((folder / stage / "environment.json").read_text()) for stage in ("sft", "grpo")}
+
+
+def folder(seed: int) -> Path:
+    """Where the runs of a seed are."""
+    return Path("runs", f"quickstart-{seed}")
+
+
+def keep(seed: int) -> None:
+    """Store what was measured, without the texts."""
+    result = json.loads((folder(seed) / "evaluate" / "evaluation.json").read_text())
+    result["first_sentence"] = first_sentence(result.pop("examples"))
+    environments = {
+        stage: json.loads((folder(seed) / stage / "environment.json").read_text()) for stage in ("sft", "grpo")
+    }
     result["seconds"] = {stage: environment["seconds"] for stage, environment in environments.items()}
     result["date"] = environments["grpo"]["finished"][:10]
     result["versions"] = environments["grpo"]["versions"]
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / f"seed-{seed}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def first_sentence(examples: list[dict]) -> dict:
+    """SFT cut after its first sentence, as someone would who knows that a summary here is one sentence."""
+    rouge, found = rewards.build(["rouge"])[0], {}
+    for decoding in ("greedy", "sampled"):
+        texts = {}
+        for run_name in ("sft", "grpo"):
+            texts[run_name] = [
+                output["text"]
+                for example in examples
+                for output in example["outputs"]
+                if (output["run"], output["decoding"], output["postprocessed"]) == (run_name, decoding, False)
+            ]
+        cut = [text.split(". ")[0].rstrip(".") + "." for text in texts["sft"]]
+        references = [example["references"] for example in examples]
+        scores = {
+            name: rouge(completions=said, references=references)
+            for name, said in [("cut", cut), ("grpo", texts["grpo"])]
+        }
+        found[decoding] = {
+            "rouge/rougeL": asdict(interval(scores["cut"])),
+            "grpo_minus": asdict(paired(scores["grpo"], scores["cut"])),
+        }
+    return found
 
 
 def stored() -> dict[int, dict]:
@@ -47,7 +86,7 @@ def table(result: dict) -> str:
         name = f"{entry['run'].upper()}{', post-processed' if entry['postprocessed'] else ''}"
         cells = [f"{entry['metrics'][metric]['mean']:.3f}" for metric in SHOWN]
         difference = (entry["difference"] or {}).get("rouge/rougeL")
-        cells.append(interval(difference) if difference else "")
+        cells.append(signed(difference) if difference else "")
         lines.append(f"| {name} | {entry['decoding']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -61,12 +100,14 @@ def seeds_table(results: dict[int, dict]) -> str:
         for entry in result["results"]:
             if entry["run"] == "grpo":
                 for key, rival in {"difference": "SFT", "difference_to_postprocessed": "SFT, post-processed"}.items():
-                    cells = " | ".join(interval(entry[key][metric]) for metric in metrics)
+                    cells = " | ".join(signed(entry[key][metric]) for metric in metrics)
                     lines.append(f"| {seed} | {entry['decoding']} | {rival} | {cells} |")
+                first = signed(result["first_sentence"][entry["decoding"]]["grpo_minus"])
+                lines.append(f"| {seed} | {entry['decoding']} | SFT, first sentence only | {first} |" + "  |" * 3)
     return "\n".join(lines) + "\n"
 
 
-def interval(estimate: dict) -> str:
+def signed(estimate: dict) -> str:
     """Mean and 95 % interval, with signs."""
     return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
 
@@ -94,5 +135,7 @@ def with_table(page: str, mark: str, text: str) -> str:
 
 if __name__ == "__main__":
     for number in map(int, sys.argv[1:]):
-        run(number)
+        if not (folder(number) / "evaluate" / "evaluation.json").exists():
+            run(number)
+        keep(number)
     write_tables()

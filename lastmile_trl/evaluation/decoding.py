@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
+from lastmile_trl.models import prompt_ids
 
 if TYPE_CHECKING:
     import torch
@@ -45,34 +46,27 @@ def decode(
     """
     import torch
 
-    prompt_ids = _tokenize(tokenizer, prompts)
+    ids = _tokenize(tokenizer, prompts)
     end_ids = _end_ids(model, tokenizer)
-    seeds = _seeds(prompt_ids, seed)
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompt_ids[row]))
+    seeds = _seeds(ids, seed)
+    order = sorted(range(len(prompts)), key=lambda row: -len(ids[row]))
     outputs: dict[int, Output] = {}
     with torch.no_grad(), _evaluating(model), _neutral_generation_config(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = [prompt_ids[row] for row in rows]
+            batch = [ids[row] for row in rows]
             sampling = _sampling([seeds[row] for row in rows], temperature, top_p, model.device)
             completions = _complete(model, tokenizer, batch, max_new_tokens, end_ids, sampling)
             texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-            for row, ids, text in zip(rows, completions, texts, strict=True):
-                outputs[row] = Output(text=text, tokens=len(ids), ended=bool(ids) and ids[-1] in end_ids)
+            for row, said, text in zip(rows, completions, texts, strict=True):
+                outputs[row] = Output(text=text, tokens=len(said), ended=bool(said) and said[-1] in end_ids)
             if on_batch is not None:
                 on_batch(len(outputs), len(prompts))
     return [outputs[row] for row in range(len(prompts))]
 
 
 def _tokenize(tokenizer: Any, prompts: list[str | list[dict]]) -> list[list[int]]:
-    if not prompts:
-        return []
-    if isinstance(prompts[0], str):
-        ids = tokenizer(text=prompts)["input_ids"]
-    else:
-        ids = tokenizer.apply_chat_template(
-            conversation=prompts, add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
+    ids = prompt_ids(tokenizer, prompts)
     for row, tokens in enumerate(ids):
         if not tokens:
             raise InputError(f"The prompt of row {row} holds no tokens; give it at least one word.")
@@ -120,11 +114,11 @@ def _up_to_end(ids: list[int], end_ids: list[int]) -> list[int]:
     return ids[: end + 1]
 
 
-def _seeds(prompt_ids: list[list[int]], seed: int) -> list[int]:
+def _seeds(prompts: list[list[int]], seed: int) -> list[int]:
     """A seed per row that no other row shares, wherever the row stands and whichever process decodes it."""
     earlier: Counter = Counter()
     seeds = []
-    for ids in map(tuple, prompt_ids):
+    for ids in map(tuple, prompts):
         # torch's generators want well mixed seeds, and Python mixes a text into one
         seeds.append(random.Random(f"{seed} {earlier[ids]} {ids}").getrandbits(63))
         earlier[ids] += 1
