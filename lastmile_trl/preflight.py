@@ -80,27 +80,29 @@ def check_run_folder(recipe: Recipe, force: bool) -> None:
         return
     if not all((recipe.run / name).exists() for name in ("recipe.yaml", "environment.json")):
         raise InputError(f"{recipe.run} holds files that are not a run of ours: set another training.output_dir.")
-    difference = stored_difference(recipe)
-    if force or not difference or difference.startswith("evaluation."):
+    found = differences(recipe)
+    training = {key: text for key, text in found.items() if not key.startswith(("evaluation.", "hub."))}
+    if force or not training or (recipe.method == "evaluate" and "method" not in found):
         return
     raise InputError(
-        f"{recipe.run} holds another recipe's run ({difference}): set another training.output_dir, "
+        f"{recipe.run} holds another recipe's run ({next(iter(training.values()))}): set another training.output_dir, "
         "or replace it with --force."
     )
 
 
-def stored_difference(recipe: Recipe) -> str | None:
-    """How a stored run's recipe differs from this one: the first differing key, None if it does not."""
+def differences(recipe: Recipe) -> dict[str, str]:
+    """What a stored run's recipe says otherwise than this one, by key."""
     from omegaconf import OmegaConf
 
     stored = recipe.run / "recipe.yaml"
     if not stored.exists():
-        return None
+        return {}
     old, new = _flat(OmegaConf.to_container(OmegaConf.load(stored))), _flat(recipe.values)
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            return f"{key} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}"
-    return None
+    return {
+        key: f"{key} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

@@ -49,7 +49,7 @@ def run(recipe: Recipe) -> None:
     if state.is_main_process:
         _prepare_folder(recipe)
         (recipe.run / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
-        _write_environment(recipe, state, trained=_stored_environment(recipe.run).get("trained"))
+        _write_environment(recipe, state)
     state.wait_for_everyone()
     compare(recipe) if recipe.method == "evaluate" else _train(recipe)
     if state.is_main_process:
@@ -62,12 +62,12 @@ def run(recipe: Recipe) -> None:
 
 
 def _prepare_folder(recipe: Recipe) -> None:
-    """An empty folder, or that of an unfinished run of this very recipe from the same starts, which goes on."""
+    """An empty folder, or that of a run from the same starts that goes on, or is only evaluated otherwise."""
     force = os.environ.get("LASTMILE_FORCE") == "1"
     preflight.check_run_folder(recipe, force)
     if recipe.run.exists():
         stored = _stored_environment(recipe.run).get("started_from")
-        if force or stored != _starts(recipe) or preflight.stored_difference(recipe):
+        if force or stored != _starts(recipe):
             shutil.rmtree(recipe.run)
     recipe.run.mkdir(parents=True, exist_ok=True)
 
@@ -496,7 +496,7 @@ def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
 
 
 def _write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
-    """`environment.json`: what the run depends on beside its recipe; `finished` marks a complete run."""
+    """`environment.json`: what the run depends on beside its recipe; `trained` and `finished` say when."""
     environment = {
         "versions": {"python": platform.python_version(), **_versions()},
         "seed": recipe.training.get("seed", 42),
@@ -506,7 +506,9 @@ def _write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
         "started_from": _starts(recipe),
         "rewards": sorted(_reward_names(recipe)),
     }
-    environment |= {key: round(value, 1) if key == "seconds" else value for key, value in more.items() if value}
+    if trained := _stored_environment(recipe.run).get("trained"):
+        environment["trained"] = trained
+    environment |= {key: round(value, 1) if key == "seconds" else value for key, value in more.items()}
     (recipe.run / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
 
 
@@ -537,7 +539,7 @@ def is_done(recipe: Recipe) -> bool:
     environment = _stored_environment(recipe.run)
     return (
         "finished" in environment
-        and preflight.stored_difference(recipe) is None
+        and not preflight.differences(recipe)
         and environment["started_from"] == _starts(recipe)
     )
 

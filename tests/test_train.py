@@ -253,6 +253,18 @@ def test_a_run_that_was_trained_but_not_evaluated_is_only_evaluated(recipe, monk
     assert train.is_done(stage) and (stage.run / "report.html").exists() and (stage.run / "README.md").exists()
 
 
+def test_other_evaluation_settings_only_evaluate_again(recipe):
+    stage = recipe("grpo")
+    train.run(stage)
+    trained = (stage.run / "model.safetensors").stat().st_mtime_ns
+    other = recipe("grpo", evaluation={"rows": 3, "metrics": ["length"]})
+    assert not train.is_done(other)
+    train.run(other)
+    assert (stage.run / "model.safetensors").stat().st_mtime_ns == trained
+    evaluation = json.loads((stage.run / "evaluation.json").read_text())
+    assert evaluation["rows"] == 3 and "rouge/rougeL" not in evaluation["metrics"]
+
+
 def test_a_stage_is_trained_again_when_its_start_was(recipe):
     """Checkpoints and kept outputs of the earlier run must not come back."""
     checkpoints = {"save_strategy": "steps", "save_steps": 1}
