@@ -144,6 +144,8 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset]":
     tokenizer = models.load_tokenizer(model_config.model_name_or_path, model_config.model_revision, trust, chat)
     if chat and recipe.method == "sft":
         arguments.eos_token = tokenizer.eos_token  # written into the model's generation settings too
+    if recipe.method in RL and model_config.model_revision != "main":
+        arguments.model_init_kwargs = {"revision": model_config.model_revision}  # TRL loads the KL reference itself
     with PartialState().main_process_first():
         train, held_out, notes = _rows(recipe, tokenizer)
     if PartialState().is_main_process:
