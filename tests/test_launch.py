@@ -1,0 +1,63 @@
+import os
+import shlex
+
+import pytest
+
+from lastmile_trl.errors import InputError
+from lastmile_trl.launch import Launch
+from lastmile_trl.recipe import load
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine where nvidia-smi is on the path, or not."""
+
+    def there(is_there):
+        monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi" if is_there else None)
+        monkeypatch.setattr("sys.platform", "linux")
+
+    return there
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "processes", "config"),
+    [(False, None, "cpu"), (False, 2, "cpu"), (True, None, "single_gpu"), (True, 4, "multi_gpu")],
+)
+def test_the_config_fits_the_machine(gpu, has_gpu, processes, config):
+    gpu(has_gpu)
+    launch = Launch.choose(None, processes)
+    assert launch.config.stem == config and launch.processes == (processes or 1)
+    assert launch.cpu is (not has_gpu)
+
+
+def test_a_named_config_brings_its_own_number_of_processes(tmp_path):
+    assert Launch.choose("zero3", None).processes == 8
+    assert Launch.choose("zero3", 2).processes == 2
+    assert Launch.choose("zero3", None).distributed == "DEEPSPEED"
+    own = tmp_path / "own.yaml"
+    own.write_text("distributed_type: MULTI_GPU\nnum_processes: 3\n")
+    assert Launch.choose(str(own), None).processes == 3
+    own.write_text("- no config\n")
+    with pytest.raises(InputError, match="not an accelerate config"):
+        Launch.choose(str(own), None)
+
+
+def test_two_processes_on_a_cpu_need_a_word_more():
+    recipe = load("quickstart/sft")
+    one, two = (Launch.choose("cpu", number).command(recipe, ["training.seed=1"]) for number in (1, 2))
+    assert "--multi_gpu" not in one and "--multi_gpu" in two
+    assert two[-4:] == ["-m", "lastmile_trl", str(recipe.source), "training.seed=1"]
+    assert shlex.split(Launch.choose("cpu", 2).shell(recipe, ["data.prompt={a b}"]))[-1] == "data.prompt={a b}"
+
+
+def test_an_evaluation_runs_alone(gpu):
+    assert Launch.choose("cpu", 2).alone() == Launch.choose("cpu", 1)
+    assert Launch.choose("zero3", 8).alone() == Launch.choose("single_gpu", 1)
+
+
+def test_a_stage_knows_how_many_processes_were_asked_for(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    environment = Launch.choose("cpu", 2).environment(debug=False, force=True)
+    assert environment["LASTMILE_PROCESSES"] == "2" and environment["LASTMILE_FORCE"] == "1"
+    assert environment["ACCELERATE_USE_CPU"] == "true" and "LASTMILE_DEBUG" not in environment
+    assert environment["OMP_NUM_THREADS"] == str(max(1, os.cpu_count() // 2))
