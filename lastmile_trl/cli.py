@@ -247,6 +247,7 @@ def _run_stages(recipes: list, overrides: dict[Path, list[str]], words: argparse
         title = f"stage {number} of {len(recipes)}: {recipe.method} -> {recipe.run}"
         if _skips(recipe, words, set()):
             note(f"{title}: finished already, skipped (--force runs it again)")
+            _show(recipe.run)
             continue
         note(title)
         started = time.monotonic()

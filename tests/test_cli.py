@@ -15,6 +15,7 @@ from lastmile_trl import cli
 from lastmile_trl.recipe import load, shipped, shipped_names
 
 from .conftest import make_rows, write_jsonl
+from .fakehub import FakeHub, User
 
 QUICK = {"training": {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no",
                       "gradient_checkpointing": False, "learning_rate": 1e-2},
@@ -231,3 +232,25 @@ def test_help_is_quick_and_so_is_check(folder):
     # The best of some, as other work on the machine only ever adds; medians: benchmarks/startup.py.
     assert min(seconds("--help") for _ in range(5)) < 0.3
     assert min(seconds("check", "task/sft.yaml") for _ in range(4)) < 3
+
+
+def test_a_run_is_pushed_when_its_recipe_says_so_and_not_lost_when_the_push_fails(folder):
+    token = "hf_" + "Alice0" * 6
+    push = ["run", "task/sft.yaml", "hub.push=true"]
+    with FakeHub(folder / "hub", {token: User("alice")}) as server:
+        environment = {**server.environment, "HF_TOKEN": token}
+        refused = lastmile(*push, "hub.repo=bob/task", check=False, **environment)
+        assert refused.returncode == 2 and "alice may not push to 'bob'" in refused.stderr
+        assert not (folder / "runs").exists()
+
+        server.faults["POST", "/commit/"] = 500
+        unlucky = lastmile(*push, "hub.repo=alice/task", **environment)
+        assert "The run is finished, but its push failed." in unlucky.stderr
+        assert "push it again with `lastmile push runs/task/sft alice/task`" in unlucky.stderr
+        server.faults.clear()
+        assert lastmile("push", "runs/task/sft", "alice/task", **environment).stdout.endswith("/alice/task\n")
+    repo = server.repos["alice/task"]
+    assert repo.private
+    assert {"README.md", "recipe.yaml", "evaluation.json", "model.safetensors", "tokenizer.json"} <= repo.files().keys()
+    card = repo.files()["README.md"].decode()
+    assert "supervised fine-tuning (SFT)" in card and "| sft | greedy |" in card and str(folder) not in card

@@ -249,7 +249,7 @@ def _last_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _verdict(run: str, baseline: str, metric: str, difference: Interval) -> str:
     if not difference.excludes_zero:
-        return f"no difference shown between {run} and {baseline} on {metric}: {_with_interval(difference)}"
+        return f"No difference is shown between {run} and {baseline} on {metric}: {_with_interval(difference)}"
     verb = "beats" if difference.mean > 0 else "falls behind"
     return f"{run} {verb} {baseline} on {metric} by {_with_interval(_size(difference))}"
 

@@ -186,7 +186,7 @@ UP, LEVEL, DOWN = estimate(0.0312, 0.0241, 0.0384), estimate(0.003, -0.0004, 0.0
         (
             LEVEL,
             None,
-            "no difference shown between grpo and sft on rouge: 0.003 [0.000, 0.010] (greedy, 300 held-out rows).",
+            "No difference is shown between grpo and sft on rouge: 0.003 [0.000, 0.010] (greedy, 300 held-out rows).",
         ),
         (
             UP,
