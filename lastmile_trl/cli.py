@@ -10,9 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import InputError, RunError
 from .screen import note
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 EXAMPLES = """examples:
   lastmile quickstart                          the whole pipeline on this machine, offline
@@ -107,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", nargs="+", help="run folders or models")
     evaluate.add_argument("--data", required=True, help="the recipe whose data and evaluation sections to use")
     evaluate.set_defaults(overrides=[])
-    evaluate.add_argument("--output", type=Path, help="default: runs/evaluate/<names of the runs>")
+    evaluate.add_argument("--output", type=Path, help="default: runs/evaluate/<task>/<names of the runs>")
 
     report = command("report", _report, "rebuild report.html from what a run folder holds")
     report.add_argument("run", nargs="+", type=Path)
@@ -225,7 +229,7 @@ def _run(words: argparse.Namespace) -> int:
     return _run_stages(recipes, {recipe.run: overrides for recipe in recipes}, words)
 
 
-def _run_stages(recipes: list, overrides: dict[Path, list[str]], words: argparse.Namespace) -> int:
+def _run_stages(recipes: "list[Recipe]", overrides: dict[Path, list[str]], words: argparse.Namespace) -> int:
     """Check all stages first, then run them in order, each in its own process, up to the first failure."""
     from .launch import Launch
     from .preflight import check
@@ -240,7 +244,7 @@ def _run_stages(recipes: list, overrides: dict[Path, list[str]], words: argparse
             findings = check(recipe, own.processes, upcoming, words.force, own.distributed)
             if findings.problems:
                 raise InputError(f"{recipe.source}: {' '.join(findings.problems)}")
-        upcoming.add(recipe.run)
+            upcoming.add(recipe.run)
     if words.dry_run:
         return 0
     for number, recipe in enumerate(recipes, 1):
@@ -251,7 +255,7 @@ def _run_stages(recipes: list, overrides: dict[Path, list[str]], words: argparse
             continue
         note(title)
         started = time.monotonic()
-        own = launch.alone() if recipe.method == "evaluate" else launch
+        own = launch.alone() if recipe.method == "evaluate" or _only_evaluates(recipe, words) else launch
         environment = own.environment(words.debug, words.force)
         code = subprocess.run(own.command(recipe, overrides[recipe.run]), env=environment).returncode
         if code:
@@ -262,10 +266,16 @@ def _run_stages(recipes: list, overrides: dict[Path, list[str]], words: argparse
     return 0
 
 
-def _skips(recipe, words: argparse.Namespace, upcoming: set[Path]) -> bool:
+def _skips(recipe: "Recipe", words: argparse.Namespace, upcoming: set[Path]) -> bool:
     from .train import is_done
 
     return not words.force and is_done(recipe) and not upcoming & {Path(start) for start in recipe.starts_from}
+
+
+def _only_evaluates(recipe: "Recipe", words: argparse.Namespace) -> bool:
+    from .train import is_trained
+
+    return not words.force and is_trained(recipe)
 
 
 def _stage(recipe: str, overrides: Sequence[str]) -> int:
@@ -356,10 +366,13 @@ def _evaluate(words: argparse.Namespace) -> int:
     from . import preflight, train
     from .recipe import Recipe, load, short_names
 
-    source = load(words.data, words.overrides)
-    names = short_names(words.run)
-    output = words.output or Path("runs", "evaluate", "-vs-".join(name.replace("/", "_") for name in names))
-    evaluation = {**source.values.get("evaluation", {}), "runs": words.run}
+    runs, overrides = _split([*words.run, *words.overrides])
+    source = load(words.data, overrides)
+    names = short_names(runs)
+    tasks = {Path(run).parent.name for run in runs}
+    folder = Path("runs", "evaluate", *(tasks if len(tasks) == 1 else ()))
+    output = words.output or folder / "-vs-".join(name.replace("/", "_") for name in names)
+    evaluation = {**source.values.get("evaluation", {}), "runs": runs}
     evaluation.setdefault("max_new_tokens", source.training.get("max_completion_length", train.NEW_TOKENS))
     values = {"data": source.values["data"], "evaluation": evaluation, "training": {"output_dir": str(output)}}
     recipe = Recipe(Path(words.data), {"method": "evaluate", **values})

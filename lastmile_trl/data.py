@@ -1,6 +1,7 @@
 """Rows to prompts, completions and references: the same prompt in SFT, RL and evaluation."""
 
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,39 +46,36 @@ def load(data: Data) -> Rows:
         shuffled = train.shuffle(seed=0)
         held_out, train = shuffled.take(data.held_out), shuffled.skip(data.held_out)
     rows = Rows(train, held_out)
-    _look_for_leaks(rows, data)
-    if data.max_rows:
-        rows.train = rows.train.take(min(data.max_rows, len(rows.train)))
-    if taken := _taken(rows.train, data):
+    if taken := _taken(train, data):
         rows.notes.append(f"Column {', '.join(taken)} is left out: TRL uses the name itself.")
     rows.train = _clean(rows.train, data, data.split, rows.notes)
     rows.held_out = _clean(rows.held_out, data, data.eval_split or "held out", rows.notes)
+    _leave_out_leaks(rows, data)
+    if data.max_rows:
+        rows.train = rows.train.take(min(data.max_rows, len(rows.train)))
     return rows
 
 
-def _look_for_leaks(rows: Rows, data: Data) -> None:
+def _leave_out_leaks(rows: Rows, data: Data) -> None:
     """A held-out prompt that is trained on would make every evaluation too good."""
     columns = template_columns(data)
     if not columns:
         return
 
-    def texts(split: "Dataset") -> list[str]:
-        return [repr(list(row.values())) for row in split.select_columns(columns)]
+    def prompts(split: "Dataset") -> Iterator[int]:
+        return (hash(repr(list(row.values()))) for row in split.select_columns(columns))
 
-    held_out, train = set(texts(rows.held_out)), texts(rows.train)
-    leaks = {index for index, text in enumerate(train) if text in held_out}
-    if not leaks:
+    held_out = set(prompts(rows.held_out))
+    kept = [index for index, prompt in enumerate(prompts(rows.train)) if prompt not in held_out]
+    left_out = len(rows.train) - len(kept)
+    if not left_out:
         return
-    if data.eval_split:
-        found = len(held_out & set(train))
-        rows.notes.append(f"{found} prompts of {data.eval_split} are in {data.split} too: their scores flatter.")
-        return
-    rows.train = rows.train.select([index for index in range(len(train)) if index not in leaks])
-    if not len(rows.train):
+    if not kept:
         raise InputError(f"Every prompt of {data.path!r} is among the held-out ones: use data.group_by.")
+    rows.train = rows.train.select(kept)
     rows.notes.append(
-        f"{len(leaks)} rows have the prompt of a held-out row and are left out of training; data.group_by would make "
-        "one row of those that share a prompt."
+        f"{left_out} rows have the prompt of a held-out row and are left out of training; data.group_by makes one row "
+        "of those that share a prompt."
     )
 
 

@@ -76,18 +76,24 @@ def _go_offline_without_connection(notes: list[str]) -> None:
 
 def check_run_folder(recipe: Recipe, force: bool) -> None:
     """A run folder belongs to one recipe; `--force` says that an old run may go, but never what is no run of ours."""
+    for start in recipe.starts_from:
+        if recipe.run.resolve() in (Path(start).resolve(), *Path(start).resolve().parents):
+            raise InputError(f"{start!r} lies in the run folder {recipe.run}: set another training.output_dir.")
     if not recipe.run.exists() or not any(recipe.run.iterdir()):
         return
     if not all((recipe.run / name).exists() for name in ("recipe.yaml", "environment.json")):
         raise InputError(f"{recipe.run} holds files that are not a run of ours: set another training.output_dir.")
     found = differences(recipe)
-    training = {key: text for key, text in found.items() if not key.startswith(("evaluation.", "hub."))}
-    if force or not training or (recipe.method == "evaluate" and "method" not in found):
-        return
-    raise InputError(
-        f"{recipe.run} holds another recipe's run ({next(iter(training.values()))}): set another training.output_dir, "
-        "or replace it with --force."
-    )
+    if recipe.method == "evaluate" and not {"method", "evaluation.runs"} & found.keys():
+        return  # the same runs compared in another way
+    changed = [
+        text for key, text in found.items() if key == "evaluation.runs" or not key.startswith(("evaluation.", "hub."))
+    ]
+    if changed and not force:
+        raise InputError(
+            f"{recipe.run} holds another recipe's run ({changed[0]}): set another training.output_dir, "
+            "or replace it with --force."
+        )
 
 
 def differences(recipe: Recipe) -> dict[str, str]:

@@ -234,9 +234,12 @@ def _override_value(config: Any, key: str, text: str) -> Any:
     if annotation.split(" | ")[0] == "str" and text not in ("", "null") and text[:1] not in "\"'":
         return text
     try:
-        return OmegaConf.to_container(OmegaConf.create(f"value: {text or 'null'}"))["value"]
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {text or 'null'}"))["value"]
     except YAMLError as error:
         raise InputError(f"The override {key}={text} has no valid YAML value: {error.problem}.") from error
+    # To YAML `no` is a boolean, to save_strategy a word.
+    wants_word = isinstance(value, bool) and "str" in annotation.split(" | ") and "bool" not in annotation.split(" | ")
+    return text if wants_word else value
 
 
 def _reward_place(config: Any, name: str) -> str:
@@ -292,7 +295,8 @@ def _check_key(section: str, key: str, value: Any, known: dict[str, dict[str, st
         hint = f": it belongs in section `{elsewhere[0]}`." if elsewhere else did_you_mean(key, known[section])
         raise InputError(f"{source}: unknown key {section}.{key}{hint}")
     annotation = known[section][key]
-    if section != "training" and value not in (allowed := choices(SECTIONS[section], key) or [value]):
+    allowed = choices(SECTIONS[section], key) if section != "training" else None
+    if allowed and value is not None and value not in allowed:
         raise InputError(f"{source}: {section}.{key} must be one of {', '.join(allowed)}, not {value!r}.")
     if not accepts(annotation, value):
         raise InputError(f"{source}: {section}.{key} must be {annotation.replace(' | ', ' or ')}, not {value!r}.")
@@ -340,7 +344,7 @@ def shipped(folder: str) -> Path:
 def locate(name: str | Path) -> Path:
     """A recipe file or folder: a path, or the name of a shipped one such as ``samsum/grpo``."""
     path = Path(name)
-    for candidate in (path, path.with_name(f"{path.name}.yaml")):
+    for candidate in (path, Path(f"{name}.yaml")):
         if candidate.exists():
             return candidate
     inside = Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path

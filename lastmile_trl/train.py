@@ -55,7 +55,7 @@ def run(recipe: Recipe) -> None:
     if state.is_main_process:
         if recipe.method != "evaluate":
             _write_card(recipe.run)
-        _write_environment(recipe, state, seconds=time.monotonic() - started, finished=_now())
+        _write_environment(recipe, state, seconds=round(time.monotonic() - started, 1), finished=_now())
         if recipe.hub.push:
             _push(recipe)
     state.wait_for_everyone()
@@ -68,7 +68,8 @@ def _prepare_folder(recipe: Recipe) -> None:
     if recipe.run.exists():
         stored = _stored_environment(recipe.run).get("started_from")
         if force or stored != _starts(recipe):
-            shutil.rmtree(recipe.run)
+            for child in recipe.run.iterdir():  # the folder itself may be a link or a mounted disk
+                shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
     recipe.run.mkdir(parents=True, exist_ok=True)
 
 
@@ -498,20 +499,26 @@ def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
 
 
 def _write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
-    """`environment.json`: what the run depends on beside its recipe; `trained` and `finished` say when."""
-    environment = {
-        "versions": {"python": platform.python_version(), **_versions()},
-        "seed": recipe.training.get("seed", 42),
-        "commit": _commit(),
-        "device": _device_name(state),
-        "processes": state.num_processes,
-        "started_from": _starts(recipe),
-        "rewards": sorted(_reward_names(recipe)),
-    }
-    if trained := _stored_environment(recipe.run).get("trained"):
-        environment["trained"] = trained
-    environment |= {key: round(value, 1) if key == "seconds" else value for key, value in more.items()}
-    (recipe.run / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    """`environment.json`: what the run depends on beside its recipe; `trained` and `finished` say when.
+
+    Once trained, it stays what it was in training, whatever evaluates the run again.
+    """
+    environment = _stored_environment(recipe.run)
+    if "trained" not in environment:
+        environment = {
+            "versions": {"python": platform.python_version(), **_versions()},
+            "seed": recipe.training.get("seed", 42),
+            "commit": _commit(),
+            "device": _device_name(state),
+            "processes": state.num_processes,
+            "started_from": _starts(recipe),
+            "rewards": sorted(_reward_names(recipe)),
+        }
+    environment.pop("finished", None)
+    file = recipe.run / "environment.json"
+    beside = file.with_suffix(".new")
+    beside.write_text(json.dumps({**more, **environment}, indent=1), encoding="utf-8")
+    beside.replace(file)
 
 
 def _stored_environment(run: Path) -> dict[str, Any]:
@@ -519,7 +526,7 @@ def _stored_environment(run: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except json.JSONDecodeError as error:
-        raise InputError(f"{file} is damaged: delete it to run the stage again.") from error
+        raise InputError(f"{file} is damaged: delete the folder {run} to run the stage again.") from error
 
 
 def _now() -> str:
@@ -527,8 +534,8 @@ def _now() -> str:
 
 
 def _starts(recipe: Recipe) -> dict[str, str | None]:
-    """When each run that the recipe starts from finished: another time is another model."""
-    return {start: finished(Path(start)) for start in recipe.starts_from}
+    """When each run that the recipe starts from was trained: another time is another model."""
+    return {start: _stored_environment(Path(start)).get("trained") for start in recipe.starts_from}
 
 
 def finished(run: Path) -> str | None:
@@ -536,14 +543,17 @@ def finished(run: Path) -> str | None:
     return _stored_environment(run).get("finished")
 
 
+def is_trained(recipe: Recipe) -> bool:
+    """Whether the run folder holds the trained model of the recipe, so that at most its evaluation is missing."""
+    environment = _stored_environment(recipe.run)
+    return "trained" in environment and environment["started_from"] == _starts(recipe)
+
+
 def is_done(recipe: Recipe) -> bool:
     """Whether the run folder holds this very recipe, finished, from the same starts."""
     environment = _stored_environment(recipe.run)
-    return (
-        "finished" in environment
-        and not preflight.differences(recipe)
-        and environment["started_from"] == _starts(recipe)
-    )
+    unchanged = not preflight.differences(recipe) and environment.get("started_from") == _starts(recipe)
+    return unchanged and "finished" in environment
 
 
 def _versions() -> dict[str, str]:

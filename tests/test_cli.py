@@ -69,18 +69,18 @@ def test_from_a_folder_of_recipes_to_results(folder, capsys):
     assert call("run", "task/sft.yaml", "training.max_steps=3") == 2
     assert "runs/task/sft holds another recipe's run (training.max_steps was 2, is 3)" in capsys.readouterr().err
 
-    assert call("evaluate", "runs/task/sft", "runs/task/grpo", "--data", "task/grpo.yaml", "evaluation.rows=3") == 0
-    assert "Report: runs/evaluate/sft-vs-grpo/report.html" in capsys.readouterr().out
-    result = json.loads((folder / "runs/evaluate/sft-vs-grpo/evaluation.json").read_text())
+    assert call("evaluate", "runs/task/sft", "runs/task/grpo", "evaluation.rows=3", "--data", "task/grpo.yaml") == 0
+    assert "Report: runs/evaluate/task/sft-vs-grpo/report.html" in capsys.readouterr().out
+    result = json.loads((folder / "runs/evaluate/task/sft-vs-grpo/evaluation.json").read_text())
     assert result["rows"] == 3 and result["baseline"] == "sft"
     assert call("evaluate", "runs/task/sft", "--data", "task/grpo.yaml", "--output", "runs/task/grpo") == 2
     assert "runs/task/grpo holds another recipe's run" in capsys.readouterr().err
 
-    page = folder / "runs/evaluate/sft-vs-grpo/report.html"
+    page = folder / "runs/evaluate/task/sft-vs-grpo/report.html"
     before = page.read_text()
     page.unlink()
-    assert call("report", "runs/evaluate/sft-vs-grpo") == 0
-    assert capsys.readouterr().out.strip() == "runs/evaluate/sft-vs-grpo/report.html"
+    assert call("report", "runs/evaluate/task/sft-vs-grpo") == 0
+    assert capsys.readouterr().out.strip() == "runs/evaluate/task/sft-vs-grpo/report.html"
     assert page.read_text() == before
 
     assert call("generate", "runs/task/grpo", "--prompt", "cat =>", "--max_new_tokens", 4) == 0

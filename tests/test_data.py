@@ -154,10 +154,11 @@ def test_a_file_has_one_split(rows_file, tmp_path):
         load(data(rows_file, eval_split="validation"))
     with pytest.raises(InputError, match="both 'train'"):
         load(data(rows_file, eval_split="train"))
-    write_jsonl(tmp_path / "train.jsonl", make_rows(6))
-    write_jsonl(tmp_path / "test.jsonl", make_rows(8))
+    write_jsonl(tmp_path / "train.jsonl", make_rows(9))
+    write_jsonl(tmp_path / "test.jsonl", make_rows(12)[6:])
     found = load(data(tmp_path, eval_split="test"))
-    assert found.notes == ["6 prompts of test are in train too: their scores flatter."]
+    assert list(found.train["id"]) == list(range(6)) and len(found.held_out) == 6
+    assert found.notes[0].startswith("3 rows have the prompt of a held-out row and are left out of training")
 
 
 def test_names_that_trl_takes_itself_are_left_out(tmp_path):

@@ -158,6 +158,12 @@ def test_a_run_folder_of_another_recipe(recipe, tmp_path):
     assert preflight.check(other, force=True).problems == []
 
 
+def test_a_stage_cannot_start_from_its_own_run_folder(recipe, tmp_path):
+    for start in (tmp_path / "run", tmp_path / "run" / "checkpoint-5"):
+        stage = recipe(model={"model_name_or_path": str(start)})
+        assert "lies in the run folder" in preflight.check(stage, force=True).problems[0]
+
+
 def test_files_that_are_no_run_are_never_replaced(recipe):
     recipe().run.mkdir()
     (recipe().run / "thesis.txt").write_text("precious")

@@ -65,6 +65,9 @@ def test_a_template_in_an_override_is_text(write):
     recipe = load(write(training={}), overrides)
     assert recipe.data.prompt == "{source} ->" and recipe.data.shorten is None
     assert recipe.model["dtype"] == "float32" and recipe.training["seed"] == 5
+    more = load(write(training={}), ["training.save_strategy=no", "training.log_completions=no", "model.dtype=null"])
+    assert more.training["save_strategy"] == "no" and more.training["log_completions"] is False
+    assert more.model["dtype"] is None
     with pytest.raises(InputError, match=r"override training.report_to=\[a has no valid YAML value"):
         load(write(training={}), ["training.report_to=[a"])
 
@@ -199,6 +202,12 @@ def test_recipes_that_start_from_each_other(write, tmp_path):
     write(name="t/b.yaml", model={"model_name_or_path": "runs/a"}, training={"output_dir": "runs/b"})
     with pytest.raises(InputError, match="start from each other"):
         collect([tmp_path / "t"])
+
+
+def test_the_folder_one_is_in(write, tmp_path, monkeypatch):
+    write()
+    monkeypatch.chdir(tmp_path)
+    assert [recipe.method for recipe in collect(["."])] == ["grpo"]
 
 
 def test_an_empty_folder_holds_no_recipe(tmp_path):

@@ -265,6 +265,19 @@ def test_other_evaluation_settings_only_evaluate_again(recipe):
     assert evaluation["rows"] == 3 and "rouge/rougeL" not in evaluation["metrics"]
 
 
+def test_evaluating_a_start_again_does_not_train_what_came_from_it(recipe):
+    sft = recipe(run="sft")
+    grpo = recipe("grpo", run="grpo", model={"model_name_or_path": str(sft.run)})
+    for stage in (sft, grpo):
+        train.run(stage)
+    trained = json.loads((sft.run / "environment.json").read_text())
+    train.run(recipe(run="sft", evaluation={"rows": 3}))
+    again = json.loads((sft.run / "environment.json").read_text())
+    assert again["finished"] > trained["finished"]
+    assert {**again, "finished": None} == {**trained, "finished": None}
+    assert train.is_done(grpo)
+
+
 def test_a_stage_is_trained_again_when_its_start_was(recipe):
     """Checkpoints and kept outputs of the earlier run must not come back."""
     checkpoints = {"save_strategy": "steps", "save_steps": 1}
