@@ -171,7 +171,7 @@ def tiny_rows(recipe: Recipe, count: int, first: int = 0) -> list[dict]:
     return [
         {
             group: str(number),
-            **{c: ["cat", "dog"] if c == "concepts" else sentence(number, 12) for c in columns},
+            **{c: ["cat", f"dog{number}"] if c == "concepts" else sentence(number, 12) for c in columns},
             recipe.data.references: sentence(number, 5),
         }
         for number in range(first, first + count)
