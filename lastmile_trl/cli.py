@@ -327,15 +327,14 @@ def _show(run: Path) -> None:
 
 
 def _score(words: argparse.Namespace) -> int:
-    from datasets import load_dataset
-
     from . import rewards
-    from .data import FILES
+    from .data import open_split
+    from .recipe import Data
 
-    if not words.file.is_file() or words.file.suffix not in FILES:
-        raise InputError(f"{words.file} is not a file we read: use {', '.join(FILES)}.")
+    if not words.file.is_file():
+        raise InputError(f"{words.file} is no file: name one with a `prediction` and a `references` column.")
     chosen = rewards.build([_reward_entry(text) for text in words.reward])
-    rows = load_dataset(FILES[words.file.suffix], data_files=str(words.file), split="train").to_list()
+    rows = open_split(Data(path=str(words.file)), "train").to_list()
     scores = rewards.score(chosen, rows)
     if words.json:
         for row in scores:
@@ -364,7 +363,7 @@ def _reward_entry(text: str) -> dict:
 
 def _evaluate(words: argparse.Namespace) -> int:
     from . import preflight, train
-    from .recipe import Recipe, load, short_names
+    from .recipe import Recipe, load, max_new_tokens, short_names
 
     runs, overrides = _split([*words.run, *words.overrides])
     source = load(words.data, overrides)
@@ -373,7 +372,7 @@ def _evaluate(words: argparse.Namespace) -> int:
     folder = Path("runs", "evaluate", *(tasks if len(tasks) == 1 else ()))
     output = words.output or folder / "-vs-".join(name.replace("/", "_") for name in names)
     evaluation = {**source.values.get("evaluation", {}), "runs": runs}
-    evaluation.setdefault("max_new_tokens", source.training.get("max_completion_length", train.NEW_TOKENS))
+    evaluation["max_new_tokens"] = max_new_tokens(source.values)
     values = {"data": source.values["data"], "evaluation": evaluation, "training": {"output_dir": str(output)}}
     recipe = Recipe(Path(words.data), {"method": "evaluate", **values})
     if problems := preflight.check(recipe).problems:

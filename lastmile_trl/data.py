@@ -84,7 +84,7 @@ def read(data: Data, split: str, labelled: bool = True) -> "Dataset":
 
     Rows to predict for are not ``labelled``: they need no references.
     """
-    rows = _open(data, split)
+    rows = open_split(data, split)
     template = "prompt" if data.prompt else "messages"
     named = [("shorten", data.shorten), *((template, column) for column in template_columns(data))]
     if labelled:
@@ -110,7 +110,8 @@ def _group(rows: "Dataset", by: str, references: str) -> "Dataset":
     return rows.select(firsts).remove_columns(references).add_column(references, list(groups.values()))
 
 
-def _open(data: Data, split: str) -> "Dataset":
+def open_split(data: Data, split: str) -> "Dataset":
+    """The rows of one split as they are stored: made in code, in files, or on the Hub."""
     from datasets import Dataset, disable_progress_bars, get_dataset_split_names, load_dataset
 
     disable_progress_bars()

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, RunError
+from .recipe import max_new_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,9 +70,7 @@ def card(run: Path, *, repo: str | None = None) -> str:
         data_id=_data_id(recipe["data"]["path"], run),
         rewards=_rewards(recipe),
         evaluation=_evaluation_table(evaluation),
-        max_new_tokens=recipe.get("evaluation", {}).get("max_new_tokens")
-        or recipe.get("training", {}).get("max_completion_length")
-        or 256,
+        max_new_tokens=max_new_tokens(recipe),
         recipe=_yaml(recipe),
         messages=_yaml(recipe["data"].get("messages")),
         environment=environment,

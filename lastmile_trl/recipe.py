@@ -39,7 +39,7 @@ class Evaluation:
     every: int | None = None  # steps between two looks during training
     rows: int = 200
     metrics: list = field(default_factory=lambda: ["rouge", "length", "repetition"])
-    max_new_tokens: int | None = None  # default: training.max_completion_length
+    max_new_tokens: int | None = None  # default: training.max_completion_length, or 256
     batch_size: int = 32
     sampled: bool = True  # also sample once per row, beside greedy decoding
     temperature: float = 1.0
@@ -174,6 +174,12 @@ class Recipe:
         from omegaconf import OmegaConf
 
         return OmegaConf.to_yaml(OmegaConf.create(self.values))
+
+
+def max_new_tokens(values: dict[str, Any]) -> int:
+    """How many tokens evaluation generates: what the recipe says, else what training generates, else 256."""
+    said = values.get("evaluation", {}).get("max_new_tokens")
+    return said or values.get("training", {}).get("max_completion_length") or 256
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

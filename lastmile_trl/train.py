@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from . import data as data_module
 from . import models, preflight, rewards
 from .errors import InputError, RunError
-from .recipe import METHODS, RL, Recipe, short_names
+from .recipe import METHODS, RL, Recipe, max_new_tokens, short_names
 from .screen import note
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 TRAINERS = {"sft": "trl:SFTTrainer", "grpo": "trl:GRPOTrainer", "rloo": "trl:RLOOTrainer"}
 PACKAGES = ("lastmile-trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
-NEW_TOKENS = 256  # generated in evaluation where neither recipe nor method says
 
 
 def run(recipe: Recipe) -> None:
@@ -293,10 +292,6 @@ def _decodings(evaluation: Any) -> dict[str, dict[str, float]]:
     return settings
 
 
-def _max_new_tokens(recipe: Recipe) -> int:
-    return recipe.evaluation.max_new_tokens or recipe.training.get("max_completion_length") or NEW_TOKENS
-
-
 def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", settings: dict) -> "list[Output]":
     """Each process decodes its share of the rows with the trainer's model; all get all outputs."""
     from accelerate.utils import gather_object
@@ -323,7 +318,7 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
             model,
             trainer.processing_class,
             [rows[index]["prompt"] for index in share],
-            max_new_tokens=_max_new_tokens(recipe),
+            max_new_tokens=max_new_tokens(recipe.values),
             batch_size=recipe.evaluation.batch_size,
             on_batch=on_batch,
             **settings,
@@ -334,7 +329,7 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
 
 def _fingerprint(prompts: list, recipe: Recipe, settings: dict) -> str:
     """Names a file of outputs by all that decides them, but the model."""
-    said = json.dumps([list(prompts), _max_new_tokens(recipe), settings], sort_keys=True)
+    said = json.dumps([list(prompts), max_new_tokens(recipe.values), settings], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -394,7 +389,7 @@ def _outputs_of_run(name: str, run: Path, recipe: Recipe, rows: data_module.Rows
             outputs[decoding] = decode(
                 held_out["prompt"],
                 f"{name}, {decoding}",
-                max_new_tokens=_max_new_tokens(recipe),
+                max_new_tokens=max_new_tokens(recipe.values),
                 batch_size=recipe.evaluation.batch_size,
                 **settings,
             )

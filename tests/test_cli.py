@@ -194,6 +194,11 @@ def test_score_a_file(tmp_path, capsys):
     assert call("score", file, "--reward", "length", "--json") == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [{"length/excess": 0.0}] * 2
     assert call("score", tmp_path / "nowhere.jsonl", "--reward", "rouge") == 2
+    (tmp_path / "rows.txt").write_text("x")
+    assert call("score", tmp_path / "rows.txt", "--reward", "rouge") == 2
+    (tmp_path / "broken.jsonl").write_text('{"prediction": "a"\n')
+    assert call("score", tmp_path / "broken.jsonl", "--reward", "rouge") == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
