@@ -1,11 +1,23 @@
 """What all rewards share: reading completions and references, and checking arguments."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
 from lastmile_trl.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is fixed for a whole run: for rewards that need to know more than the rows of a batch.
+
+    Such a reward has a method `for_task(task)` that returns the reward to use.
+    """
+
+    columns: Mapping[str, Sequence] = field(default_factory=dict)  # of the training rows
+    end_ids: frozenset[int] = frozenset()  # the tokens that end a completion
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
@@ -42,11 +54,41 @@ def reference_texts(references: str | list[str] | None) -> list[str]:
     raise TypeError(f"references are a string or a list of strings, not {references!r:.80}")
 
 
+def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
+    """Return the text of a prompt: a string, or what the user said in a chat.
+
+    >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}])
+    'Hello?'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(completion_text([message]) for message in prompt if message["role"] == "user")
+
+
+def source_texts(source: str | None, columns: Mapping[str, Sequence]) -> list[str]:
+    """Return the text each completion was made from: a column, or the prompt where `source` names none."""
+    if source is not None:
+        return [str(text) for text in columns[source]]
+    return [prompt_text(prompt) for prompt in columns["prompts"]]
+
+
 def check_choice(key: str, value: Any, valid: Iterable[str]) -> None:
     """Refuse a value that is not one of `valid`."""
     valid = list(valid)
     if value not in valid:
         raise unknown(key, value, valid)
+
+
+def check_flag(key: str, value: Any) -> None:
+    """Refuse anything but true and false."""
+    if not isinstance(value, bool):
+        raise InputError(f"{key} must be true or false, not {value!r}.")
+
+
+def check_whole(key: str, value: Any, *, least: int = 1) -> None:
+    """Refuse anything but a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{key} must be a whole number of at least {least}, not {value!r}.")
 
 
 def check_number(key: str, value: Any, *, least: float, exclusive: bool = False) -> None:

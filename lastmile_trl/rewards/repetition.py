@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lastmile_trl.errors import InputError
-from lastmile_trl.rewards.base import check_choice, completion_text
+from lastmile_trl.rewards.base import check_choice, check_whole, completion_text
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class Repetition:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
-            raise InputError(f"n must be a whole number of at least 1, not {self.n!r}.")
+        check_whole("n", self.n)
         check_choice("unit", self.unit, ("words", "characters"))
 
     @property

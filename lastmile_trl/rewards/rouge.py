@@ -7,20 +7,14 @@ subsequence (LCS) is bit-parallel: one Python integer holds a row of the table, 
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lastmile_trl.errors import InputError
-from lastmile_trl.rewards.base import check_choice, completion_text, reference_texts
+from lastmile_trl.rewards.base import check_choice, check_flag, completion_text, reference_texts
+from lastmile_trl.rewards.tokens import ngrams, rouge_clean, stem
 
 VARIANTS = (*(f"rouge{n}" for n in range(1, 10)), "rougeL", "rougeLsum")
-
-# A byte of ASCII text -> its lower-case letter, digit or line end; everything else is a space.
-_TOKEN_BYTES = bytes(
-    ord(chr(byte).lower()) if byte < 128 and chr(byte).isalnum() else byte if byte == ord("\n") else ord(" ")
-    for byte in range(256)
-)
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,7 @@ class Rouge:
         check_choice("variant", self.variant, VARIANTS)
         check_choice("measure", self.measure, ("f", "precision", "recall"))
         check_choice("aggregate", self.aggregate, ("max", "mean"))
-        if not isinstance(self.stem, bool):
-            raise InputError(f"stem must be true or false, not {self.stem!r}.")
+        check_flag("stem", self.stem)
 
     @property
     def __name__(self) -> str:
@@ -105,31 +98,13 @@ class Rouge:
 
     def _tokens(self, text: str) -> list[str] | list[list[str]]:
         """Return the tokens of the text; for rougeLsum, of each line that has any."""
-        if not text.isascii():
-            text = text.lower()  # first: two letters outside ASCII have an ASCII lower case
-        clean = text.encode("ascii", "replace").translate(_TOKEN_BYTES).decode("ascii")
+        clean = rouge_clean(text)
         if self.variant != "rougeLsum":
             return self._stems(clean.split())
         return [self._stems(tokens) for line in clean.split("\n") if (tokens := line.split())]
 
     def _stems(self, tokens: list[str]) -> list[str]:
-        return list(map(_stem, tokens)) if self.stem else tokens
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _stem(word: str) -> str:
-    """Return the stem of a word; like rouge_score, leave short words alone.
-
-    The memo is this module's only state. It is bounded, safe to share between threads, and never changes a value.
-    """
-    return _porter_stem()(word) if len(word) > 3 else word
-
-
-@functools.cache
-def _porter_stem() -> Callable[[str], str]:
-    from nltk.stem.porter import PorterStemmer  # here because nltk takes a quarter of a second to import
-
-    return PorterStemmer().stem
+        return list(map(stem, tokens)) if self.stem else tokens
 
 
 class _NGrams:
@@ -137,18 +112,14 @@ class _NGrams:
 
     def __init__(self, tokens: list[str], n: int) -> None:
         self.n = n
-        self.counts = Counter(_ngrams(tokens, n))
+        self.counts = Counter(ngrams(tokens, n))
         self.size = len(tokens) - n + 1
 
     def compare(self, tokens: list[str]) -> tuple[int, int]:
         """Return the number of shared n-grams and the number of n-grams of the completion."""
-        shared = Counter(filter(self.counts.__contains__, _ngrams(tokens, self.n)))
+        shared = Counter(filter(self.counts.__contains__, ngrams(tokens, self.n)))
         hits = sum(map(min, shared.values(), map(self.counts.__getitem__, shared)))
         return hits, len(tokens) - self.n + 1
-
-
-def _ngrams(tokens: list[str], n: int) -> Iterable:
-    return tokens if n == 1 else zip(*(tokens[start:] for start in range(n)), strict=False)
 
 
 class _Subsequence:
