@@ -1,0 +1,113 @@
+"""How a text becomes tokens, for every reward that compares words."""
+
+import functools
+import importlib
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from lastmile_trl.errors import InputError, unknown
+
+Tokenizer = Callable[[str], list[str]]
+
+# A byte of ASCII text -> its lower-case letter, digit or line end; everything else is a space.
+_ROUGE_BYTES = bytes(
+    ord(chr(byte).lower()) if byte < 128 and chr(byte).isalnum() else byte if byte == ord("\n") else ord(" ")
+    for byte in range(256)
+)
+
+
+def rouge_clean(text: str) -> str:
+    """Return the text as rouge_score reads it: a-z, 0-9 and line ends, everything else a space.
+
+    >>> rouge_clean("Café au lait,\\n2 cups")
+    'caf  au lait \\n2 cups'
+    """
+    if not text.isascii():
+        text = text.lower()  # first: two letters outside ASCII have an ASCII lower case
+    return text.encode("ascii", "replace").translate(_ROUGE_BYTES).decode("ascii")
+
+
+def rouge_tokens(text: str) -> list[str]:
+    """Return the runs of a-z and 0-9, as Google's rouge_score does: no token in any other script."""
+    return rouge_clean(text).split()
+
+
+class _LettersAndDigits(dict):
+    """For `str.translate`: letters, marks and digits of every script stay, everything else is a space."""
+
+    def __missing__(self, code: int) -> int:
+        self[code] = code if unicodedata.category(chr(code))[0] in "LMN" else ord(" ")
+        return self[code]
+
+
+_letters_and_digits = _LettersAndDigits()
+
+
+def _clean(text: str) -> str:
+    return unicodedata.normalize("NFC", text.casefold()).translate(_letters_and_digits)
+
+
+def words(text: str) -> list[str]:
+    """Return the runs of letters, marks and digits of any script, without case.
+
+    >>> words("Кот сидел, 2 раза!")
+    ['кот', 'сидел', '2', 'раза']
+    """
+    return _clean(text).split()
+
+
+def characters(text: str) -> list[str]:
+    """Return every letter, mark and digit as a token of its own, for scripts that put no space between words.
+
+    >>> characters("猫坐在垫子上。")
+    ['猫', '坐', '在', '垫', '子', '上']
+    """
+    return list("".join(_clean(text).split()))
+
+
+TOKENIZERS: dict[str, Tokenizer] = {"rouge": rouge_tokens, "words": words, "characters": characters}
+
+
+def load_tokenizer(choice: str) -> Tokenizer:
+    """Return one of `TOKENIZERS` by its name, or a function of the user's named as `package.module:function`."""
+    if choice in TOKENIZERS:
+        return TOKENIZERS[choice]
+    module, colon, name = str(choice).partition(":")
+    if not colon:
+        error = unknown("tokenizer", choice, TOKENIZERS)
+        raise InputError(f"{error} For one of your own, write package.module:function.")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"tokenizer {choice!r} cannot be imported: {error}.") from error
+    if not callable(function):
+        raise InputError(f"tokenizer {choice!r} is no function.")
+    return function
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def stem(word: str) -> str:
+    """Return the Porter stem of a word; like rouge_score, leave words of up to three letters alone.
+
+    The memo is bounded, safe to share between threads, and never changes a value.
+
+    >>> stem("running"), stem("run")
+    ('run', 'run')
+    """
+    return _porter_stem()(word) if len(word) > 3 else word
+
+
+@functools.cache
+def _porter_stem() -> Callable[[str], str]:
+    from nltk.stem.porter import PorterStemmer  # here because nltk takes a quarter of a second to import
+
+    return PorterStemmer().stem
+
+
+def ngrams(tokens: Sequence[str], n: int) -> Iterable:
+    """Return the n-grams of a sequence; of one token, the tokens themselves.
+
+    >>> list(ngrams("abc", 2))
+    [('a', 'b'), ('b', 'c')]
+    """
+    return tokens if n == 1 else zip(*(tokens[start:] for start in range(n)), strict=False)
