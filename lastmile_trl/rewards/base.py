@@ -1,5 +1,6 @@
 """What all rewards share: reading completions and references, and checking arguments."""
 
+import importlib.util
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,14 @@ def source_texts(source: str | None, columns: Mapping[str, Sequence]) -> list[st
     if source is not None:
         return [str(text) for text in columns[source]]
     return [prompt_text(prompt) for prompt in columns["prompts"]]
+
+
+def require(package: str) -> None:
+    """Refuse to go on without a package of the extra `metrics`; finding it does not import it."""
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise InputError(
+            f"Reward needs the package {package}, which is not installed: pip install 'lastmile-trl[metrics]'."
+        )
 
 
 def check_choice(key: str, value: Any, valid: Iterable[str]) -> None:
