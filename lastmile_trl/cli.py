@@ -267,13 +267,13 @@ def _run_stages(recipes: "list[Recipe]", overrides: dict[Path, list[str]], words
 
 
 def _skips(recipe: "Recipe", words: argparse.Namespace, upcoming: set[Path]) -> bool:
-    from .train import is_done
+    from .run_folder import is_done
 
     return not words.force and is_done(recipe) and not upcoming & {Path(start) for start in recipe.starts_from}
 
 
 def _only_evaluates(recipe: "Recipe", words: argparse.Namespace) -> bool:
-    from .train import is_trained
+    from .run_folder import is_trained
 
     return not words.force and is_trained(recipe)
 
@@ -385,7 +385,7 @@ def _evaluate(words: argparse.Namespace) -> int:
 def _report(words: argparse.Namespace) -> int:
     from .evaluation.report import write_report
     from .recipe import short_names
-    from .train import history, stored_recipe
+    from .run_folder import alarms, history, stored_recipe
 
     for run in words.run:
         stored = stored_recipe(run)
@@ -394,12 +394,13 @@ def _report(words: argparse.Namespace) -> int:
         result = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
         runs = short_names(stored.evaluation.runs) if stored.method == "evaluate" else {run.name: run}
         histories = {name: history(path) for name, path in runs.items()}
-        _print(str(write_report(result, histories, run / "report.html", stored.evaluation.notes)))
+        notes = [*alarms(runs), *stored.evaluation.notes]
+        _print(str(write_report(result, histories, run / "report.html", notes)))
     return 0
 
 
 def _generate(words: argparse.Namespace) -> int:
-    from . import data, models, train
+    from . import data, models, run_folder, train
 
     if words.temperature < 0 or words.max_new_tokens < 1 or words.prompt == "":
         raise InputError(
@@ -411,7 +412,7 @@ def _generate(words: argparse.Namespace) -> int:
     else:
         from dataclasses import replace
 
-        stored = train.stored_recipe(words.run)
+        stored = run_folder.stored_recipe(words.run)
         if stored is None:
             raise InputError(f"{words.run} holds no recipe.yaml to make prompts of --file with: use --prompt.")
         rows = data.read(replace(stored.data, path=words.file), "train", labelled=False)

@@ -5,16 +5,12 @@ import hashlib
 import importlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +18,17 @@ from . import data as data_module
 from . import models, preflight, rewards
 from .errors import InputError, RunError
 from .recipe import METHODS, RL, Recipe, max_new_tokens, short_names
+from .run_folder import (
+    alarms,
+    environment_of,
+    history,
+    keep_outputs,
+    kept_outputs,
+    now,
+    starts_of,
+    stored_recipe,
+    write_environment,
+)
 from .screen import note
 
 if TYPE_CHECKING:
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
     from .evaluation.decoding import Output
 
 TRAINERS = {"sft": "trl:SFTTrainer", "grpo": "trl:GRPOTrainer", "rloo": "trl:RLOOTrainer"}
-PACKAGES = ("lastmile-trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
+OUTPUTS = "text, ids, ended"  # what is kept of each completion
 
 
 def run(recipe: Recipe) -> None:
@@ -48,13 +55,13 @@ def run(recipe: Recipe) -> None:
     if state.is_main_process:
         _prepare_folder(recipe)
         (recipe.run / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
-        _write_environment(recipe, state)
+        write_environment(recipe, state)
     state.wait_for_everyone()
     compare(recipe) if recipe.method == "evaluate" else _train(recipe)
     if state.is_main_process:
         if recipe.method != "evaluate":
             _write_card(recipe.run)
-        _write_environment(recipe, state, seconds=round(time.monotonic() - started, 1), finished=_now())
+        write_environment(recipe, state, seconds=round(time.monotonic() - started, 1), finished=now())
         if recipe.hub.push:
             _push(recipe)
     state.wait_for_everyone()
@@ -65,8 +72,8 @@ def _prepare_folder(recipe: Recipe) -> None:
     force = os.environ.get("LASTMILE_FORCE") == "1"
     preflight.check_run_folder(recipe, force)
     if recipe.run.exists():
-        stored = _stored_environment(recipe.run).get("started_from")
-        if force or stored != _starts(recipe):
+        stored = environment_of(recipe.run).get("started_from")
+        if force or stored != starts_of(recipe):
             for child in recipe.run.iterdir():  # the folder itself may be a link or a mounted disk
                 shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
     recipe.run.mkdir(parents=True, exist_ok=True)
@@ -92,21 +99,20 @@ def _train(recipe: Recipe) -> None:
     from transformers.trainer_utils import get_last_checkpoint
 
     state = PartialState()
-    if _stored_environment(recipe.run).get("trained"):  # all but the evaluation, as after a crash in it
+    if environment_of(recipe.run).get("trained"):  # all but the evaluation, as after a crash in it
         if state.is_main_process:
             rows = data_module.load(recipe.data)
             outputs, held_out = _outputs_of_run(recipe.run.name, recipe.run, recipe, rows)
-            _write_own_comparison(recipe, outputs, held_out)
+            _write_own_comparison(recipe, outputs, held_out, _task(rows.train))
         return
-    trainer, held_out = _build(recipe)
-    for callback in _callbacks(recipe, trainer, held_out):
-        trainer.add_callback(callback)
+    trainer, held_out, task = _build(recipe)
+    _add_callbacks(trainer, recipe, held_out, task)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(recipe.run)))
     trainer.save_model(str(recipe.run))
     if state.is_main_process:
         # TRL's frozen copy of the adapter that training went on from; PEFT saves it along.
         shutil.rmtree(recipe.run / "ref", ignore_errors=True)
-        _write_environment(recipe, state, trained=_now())
+        write_environment(recipe, state, trained=now())
 
     outputs = {
         decoding: _decode_in_training(trainer, recipe, held_out, settings)
@@ -114,20 +120,26 @@ def _train(recipe: Recipe) -> None:
     }
     if state.is_main_process:
         for decoding, settings in _decodings(recipe.evaluation).items():
-            _keep_outputs(recipe.run, _fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
-        _write_own_comparison(recipe, outputs, held_out)
+            keep_outputs(recipe.run, _fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
+        _write_own_comparison(recipe, outputs, held_out, task)
 
 
-def _write_own_comparison(recipe: Recipe, outputs: dict, held_out: "Dataset") -> None:
+def _write_own_comparison(recipe: Recipe, outputs: dict, held_out: "Dataset", task: rewards.Task) -> None:
     """A run beside itself post-processed, before it is held against others."""
     name = recipe.run.name
-    _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, _reward_names(recipe), [name])
+    _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, task, _reward_names(recipe), [name])
 
 
-def _build(recipe: Recipe) -> "tuple[Trainer, Dataset]":
-    """The method's TRL trainer, and the held-out rows with their prompts."""
+def _task(train: "Dataset", end_ids: Sequence[int] = ()) -> rewards.Task:
+    return rewards.Task({name: train[name] for name in train.column_names}, frozenset(end_ids))
+
+
+def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
+    """The method's TRL trainer, the held-out rows with their prompts, and what rewards may know of the task."""
     from accelerate import PartialState
     from trl import ModelConfig
+
+    from .evaluation.decoding import end_ids_of
 
     arguments = _arguments(recipe)
     model_config = ModelConfig(**recipe.model)
@@ -151,15 +163,18 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset]":
     if PartialState().is_main_process:
         for text in notes:
             note(text)
+    model = models.load_model(model_config, trust, trainable=True)
+    task = _task(train, end_ids_of(model, tokenizer))
+    chosen = rewards.prepare(rewards.build(recipe.rewards), task)
     trainer = _load_class(TRAINERS[recipe.method])(
-        model=models.load_model(model_config, trust, trainable=True),
+        model=model,
         args=arguments,
         train_dataset=train,
         processing_class=tokenizer,
         peft_config=models.new_adapter(model_config),
-        **({"reward_funcs": list(rewards.build(recipe.rewards))} if recipe.method in RL else {}),
+        **({"reward_funcs": list(chosen)} if recipe.method in RL else {}),
     )
-    return trainer, held_out
+    return trainer, held_out, task
 
 
 def _arguments(recipe: Recipe) -> Any:
@@ -199,82 +214,31 @@ def held_out_rows(recipe: Recipe, rows: data_module.Rows, tokenizer: "PreTrained
     return data_module.with_prompts(chosen, recipe.data, tokenizer, rows.notes)
 
 
-def _reward_names(recipe: Recipe) -> set[str]:
-    return {reward.name for reward in rewards.build(recipe.rewards)}
+def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:
+    from transformers import PrinterCallback, ProgressCallback
 
-
-# --- callbacks -----------------------------------------------------------------------------------------------------
-
-
-def _callbacks(recipe: Recipe, trainer: "Trainer", held_out: "Dataset") -> list:
-    """Progress on screen, `history.jsonl`, and a look at the held-out rows every few steps."""
-    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+    from . import callbacks
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-
-    class Progress(ProgressCallback):
-        """One line: stage, steps, time left, and the number to watch."""
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            super().on_train_begin(args, state, control, **kwargs)
-            if self.training_bar is not None:
-                self.training_bar.set_description(f"{recipe.method} -> {recipe.run}")
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if self.training_bar is not None:
-                shown = {k: f"{logs[k]:.3f}" for k in ("reward", "loss", "kl") if logs.get(k) is not None}
-                self.training_bar.set_postfix(shown)
-
-    class History(TrainerCallback):
-        """Every logged step as a line of JSON."""
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            if state.is_world_process_zero:  # what was logged after the checkpoint is logged again
-                kept = [row for row in history(recipe.run) if row["step"] <= state.global_step]
-                text = "".join(json.dumps(row) + "\n" for row in kept)
-                (recipe.run / "history.jsonl").write_text(text, encoding="utf-8")
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if state.is_world_process_zero:
-                with (recipe.run / "history.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-    class Completions(TrainerCallback):
-        """What GRPO's trainer writes by itself: every logged step's completions with their rewards."""
-
-        def on_log(self, args, state, control, **kwargs):
-            logs = trainer._logs
-            if state.is_world_process_zero and logs["prompt"]:
-                from datasets import Dataset
-
-                columns = {key: list(logs[key]) for key in ("prompt", "completion")}
-                columns |= {name: list(values) for name, values in logs["rewards"].items()}
-                columns["advantage"] = list(logs["advantages"])
-                folder = recipe.run / "completions"
-                Dataset.from_dict(columns).to_parquet(folder / f"completions_{state.global_step:05d}.parquet")
-
-    class HeldOut(TrainerCallback):
-        """Greedy outputs for the held-out rows, measured with the evaluation's metrics, logged as `eval_<metric>`."""
-
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step % recipe.evaluation.every:
-                return
-            from .evaluation.metrics import per_row
-
-            outputs = _decode_in_training(trainer, recipe, held_out, {"temperature": 0.0})
-            measured = per_row(outputs, held_out.to_list(), rewards.build(recipe.evaluation.metrics))
-            for name, values in measured.items():
-                if known := [value for value in values if value is not None]:
-                    trainer._metrics["train"][f"eval_{name}"].append(sum(known) / len(known))
-            control.should_log = True
-
-    chosen: list[TrainerCallback] = [Progress(), History()]
-    if recipe.evaluation.every:
-        chosen.append(HeldOut())
+    trainer.add_callback(callbacks.Progress(f"{recipe.method} -> {recipe.run}"))
+    trainer.add_callback(callbacks.History(recipe.run))
     if recipe.method == "rloo" and trainer.log_completions:
-        chosen.append(Completions())
-    return chosen
+        trainer.add_callback(callbacks.Completions(recipe.run, trainer))
+    if recipe.evaluation.every:
+        metrics = rewards.prepare(rewards.build(recipe.evaluation.metrics), task)
+        chosen = rewards.prepare(rewards.build(recipe.rewards), task)
+        rows = held_out.to_list()
+
+        def decode() -> "list[Output]":
+            return _decode_in_training(trainer, recipe, held_out, {"temperature": 0.0})
+
+        every = recipe.evaluation.every
+        trainer.add_callback(callbacks.HeldOut(recipe.run, trainer, every, decode, rows, metrics, chosen))
+
+
+def _reward_names(recipe: Recipe) -> set[str]:
+    return {reward.name for reward in rewards.build(recipe.rewards)}
 
 
 # --- decoding ------------------------------------------------------------------------------------------------------
@@ -329,28 +293,8 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
 
 def _fingerprint(prompts: list, recipe: Recipe, settings: dict) -> str:
     """Names a file of outputs by all that decides them, but the model."""
-    said = json.dumps([list(prompts), max_new_tokens(recipe.values), settings], sort_keys=True)
+    said = json.dumps([OUTPUTS, list(prompts), max_new_tokens(recipe.values), settings], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
-def _outputs_file(run: Path, fingerprint: str) -> Path:
-    return run / "outputs" / f"{fingerprint}.jsonl"
-
-
-def _keep_outputs(run: Path, fingerprint: str, outputs: "list[Output]") -> None:
-    """Keep a run's outputs, so that comparing runs does not decode again."""
-    file = _outputs_file(run, fingerprint)
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("".join(json.dumps(asdict(output)) + "\n" for output in outputs), encoding="utf-8")
-
-
-def _kept_outputs(run: Path, fingerprint: str) -> "list[Output] | None":
-    from .evaluation.decoding import Output
-
-    file = _outputs_file(run, fingerprint)
-    if not file.exists():
-        return None
-    return [Output(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 # --- comparing runs ------------------------------------------------------------------------------------------------
@@ -363,18 +307,19 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     if PartialState().num_processes > 1:
         raise InputError("`method: evaluate` runs in one process: leave --num_processes out.")
     rows = data_module.load(recipe.data)
+    task = _task(rows.train)
     runs = short_names(recipe.evaluation.runs)
     postprocess = recipe.evaluation.postprocess
     postprocess = [next(iter(runs))] if postprocess is None else postprocess
     outputs, rewarded, held_out, notes = {}, set(), None, []
     for name, run in runs.items():
         outputs[name], held_out = _outputs_of_run(name, run, recipe, rows)
-        rewarded |= set(_stored_environment(run).get("rewards", []))
+        rewarded |= set(environment_of(run).get("rewards", []))
         if (stored := stored_recipe(run)) and (key := _other_rows(stored.data, recipe.data)):
             notes.append(f"{name} was trained with another data.{key}: it may have seen rows that are held out here.")
     for text in notes:
         note(text)
-    return _write_comparison(recipe, outputs, runs, held_out, rewarded, postprocess, notes)
+    return _write_comparison(recipe, outputs, runs, held_out, task, rewarded, postprocess, notes)
 
 
 def _outputs_of_run(name: str, run: Path, recipe: Recipe, rows: data_module.Rows) -> "tuple[dict, Dataset]":
@@ -384,7 +329,7 @@ def _outputs_of_run(name: str, run: Path, recipe: Recipe, rows: data_module.Rows
     outputs = {}
     for decoding, settings in _decodings(recipe.evaluation).items():
         fingerprint = _fingerprint(held_out["prompt"], recipe, settings)
-        outputs[decoding] = _kept_outputs(run, fingerprint)
+        outputs[decoding] = kept_outputs(run, fingerprint)
         if outputs[decoding] is None:
             outputs[decoding] = decode(
                 held_out["prompt"],
@@ -394,7 +339,7 @@ def _outputs_of_run(name: str, run: Path, recipe: Recipe, rows: data_module.Rows
                 **settings,
             )
             if stored_recipe(run):
-                _keep_outputs(run, fingerprint, outputs[decoding])
+                keep_outputs(run, fingerprint, outputs[decoding])
     return outputs, held_out
 
 
@@ -409,6 +354,7 @@ def _write_comparison(
     outputs: dict,
     runs: dict[str, Path],
     held_out: "Dataset",
+    task: rewards.Task,
     rewarded: set[str],
     postprocess: list[str],
     notes: Sequence[str] = (),
@@ -419,27 +365,14 @@ def _write_comparison(
     result = comparison.compare(
         outputs,
         held_out.to_list(),
-        rewards.build(recipe.evaluation.metrics),
+        rewards.prepare(rewards.build(recipe.evaluation.metrics), task),
         rewarded=rewarded,
         postprocessed=postprocess,
     )
     (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     histories = {name: history(run) for name, run in runs.items()}
-    write_report(result, histories, recipe.run / "report.html", [*notes, *recipe.evaluation.notes])
+    write_report(result, histories, recipe.run / "report.html", [*notes, *alarms(runs), *recipe.evaluation.notes])
     return result
-
-
-def history(run: Path) -> list[dict[str, Any]]:
-    """The logged steps of a run."""
-    file = run / "history.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
-
-
-def stored_recipe(run: Path) -> Recipe | None:
-    """The recipe a run folder was made with; None for a model that is not a run of ours."""
-    from .recipe import load
-
-    return load(run / "recipe.yaml") if (run / "recipe.yaml").exists() else None
 
 
 def _decoder(run: Path, chat: bool = False) -> "tuple[PreTrainedTokenizerBase, Callable[..., list[Output]]]":
@@ -488,90 +421,6 @@ def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
     """Completions of prompts by a run or a model, greedy unless told otherwise."""
     _, decode = _decoder(run, chat=not isinstance(prompts[0], str))
     return [output.text for output in decode(prompts, str(run), **settings)]
-
-
-# --- what is written beside the model ------------------------------------------------------------------------------
-
-
-def _write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
-    """`environment.json`: what the run depends on beside its recipe; `trained` and `finished` say when.
-
-    Once trained, it stays what it was in training, whatever evaluates the run again.
-    """
-    environment = _stored_environment(recipe.run)
-    if "trained" not in environment:
-        environment = {
-            "versions": {"python": platform.python_version(), **_versions()},
-            "seed": recipe.training.get("seed", 42),
-            "commit": _commit(),
-            "device": _device_name(state),
-            "processes": state.num_processes,
-            "started_from": _starts(recipe),
-            "rewards": sorted(_reward_names(recipe)),
-        }
-    environment.pop("finished", None)
-    file = recipe.run / "environment.json"
-    beside = file.with_suffix(".new")
-    beside.write_text(json.dumps({**more, **environment}, indent=1), encoding="utf-8")
-    beside.replace(file)
-
-
-def _stored_environment(run: Path) -> dict[str, Any]:
-    file = run / "environment.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is damaged: delete the folder {run} to run the stage again.") from error
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _starts(recipe: Recipe) -> dict[str, str | None]:
-    """When each run that the recipe starts from was trained: another time is another model."""
-    return {start: _stored_environment(Path(start)).get("trained") for start in recipe.starts_from}
-
-
-def finished(run: Path) -> str | None:
-    """When a run finished; None if it did not, or is no run."""
-    return _stored_environment(run).get("finished")
-
-
-def is_trained(recipe: Recipe) -> bool:
-    """Whether the run folder holds the trained model of the recipe, so that at most its evaluation is missing."""
-    environment = _stored_environment(recipe.run)
-    return "trained" in environment and environment["started_from"] == _starts(recipe)
-
-
-def is_done(recipe: Recipe) -> bool:
-    """Whether the run folder holds this very recipe, finished, from the same starts."""
-    environment = _stored_environment(recipe.run)
-    unchanged = not preflight.differences(recipe) and environment.get("started_from") == _starts(recipe)
-    return unchanged and "finished" in environment
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        if importlib.util.find_spec(package.replace("-", "_")):
-            found[package] = version(package)
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of the folder the run was started in, if it is a git checkout."""
-    try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return asked.stdout.strip() or None
-
-
-def _device_name(state: Any) -> str:
-    import torch
-
-    return torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type
 
 
 def _write_card(run: Path) -> None:

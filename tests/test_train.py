@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lastmile_trl import train
+from lastmile_trl import run_folder, train
 from lastmile_trl.errors import InputError, RunError
 from lastmile_trl.recipe import Recipe
 
@@ -21,6 +21,11 @@ RUN_FILES = {"recipe.yaml", "environment.json", "history.jsonl", "evaluation.jso
 def short_completion(completions, **columns):
     """A reward that any policy can raise: fewer characters."""
     return [-len(text) / 40 for text in completions]
+
+
+def words_said(completions, **columns):
+    """A metric that this reward is paid for with."""
+    return [len(text.split()) for text in completions]
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def recipe(tmp_path, tiny_model_folder):
 
 
 def history(recipe):
-    return train.history(recipe.run)
+    return run_folder.history(recipe.run)
 
 
 @pytest.mark.parametrize("method", ["sft", "grpo", "rloo"])
@@ -76,8 +81,8 @@ def test_a_run_leaves_everything_in_its_folder(recipe, method):
     if method != "sft":
         assert all("rewards/rouge/rougeL/mean" in row for row in logged if "loss" in row)
         assert len(list((stage.run / "completions").glob("*.parquet"))) == 2
-    assert train.is_done(stage)
-    assert not train.is_done(recipe(method, evaluation={"every": 2}))
+    assert run_folder.is_done(stage)
+    assert not run_folder.is_done(recipe(method, evaluation={"every": 2}))
 
 
 def test_sft_learns_and_then_says_what_it_learned(recipe, tmp_path):
@@ -102,6 +107,24 @@ def test_the_reward_rises(recipe, method):
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.08
 
 
+def test_a_gamed_reward_raises_an_alarm(recipe, capsys):
+    stage = recipe(
+        "grpo",
+        rewards=["tests.test_train:short_completion"],
+        training={"max_steps": 15, "num_generations": 8, "per_device_train_batch_size": 32, "learning_rate": 3e-3},
+        evaluation={"every": 15, "rows": 16, "metrics": ["tests.test_train:words_said"]},
+    )
+    train.run(stage)
+    start, *_ = history(stage)
+    [said] = [row for row in history(stage) if "alarm" in row and "words_said" in row["alarm"]]
+    [look] = [row for row in history(stage) if "eval_alarms" in row]
+    assert start["step"] == 0 and look["step"] == said["step"] == 15 and look["eval_alarms"] >= 1
+    assert look["eval_reward"] > start["eval_reward"] and look["eval_words_said"] < start["eval_words_said"]
+    assert "the reward has risen by" in said["alarm"] and "while words_said, which is not rewarded" in said["alarm"]
+    assert f"Alarm at step 15: {said['alarm']}." in capsys.readouterr().err
+    assert "Alarm of run at step 15: the reward has risen" in (stage.run / "report.html").read_text()
+
+
 def test_weights_of_rewards_reach_the_trainer(recipe):
     stage = recipe("grpo", rewards=[{"rouge": {"weight": 2.0}}, {"length": {"weight": 0.5}}])
     train.run(stage)
@@ -123,7 +146,8 @@ def test_the_same_seed_is_the_same_run_and_evaluation_does_not_change_it(recipe)
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(not torch.equal(a[name], c[name]) for name in a)
     # Beside the times, what was logged is the same too.
-    for left, right in zip(history(stages[0]), history(stages[1]), strict=True):
+    histories = [[row for row in history(stage) if row["step"]] for stage in stages]
+    for left, right in zip(*histories[:2], strict=True):
         for key in left.keys() - {"step_time"}:
             if "runtime" not in key and "per_second" not in key:
                 assert left[key] == right[key], key
@@ -135,7 +159,7 @@ def test_a_tracker_gets_the_same_names(recipe, tracker, monkeypatch, tmp_path):
     stage = recipe("grpo", training={"report_to": tracker}, evaluation={"every": 1})
     train.run(stage)
     wanted = {"reward", "rewards/rouge/rougeL/mean", "eval_rouge/rougeL"}
-    assert wanted <= history(stage)[0].keys()
+    assert wanted <= history(stage)[1].keys()
     if tracker == "trackio":
         stored = b"".join(file.read_bytes() for file in Path(os.environ["TRACKIO_DIR"]).rglob("lastmile*"))
         assert b"rewards/rouge/rougeL/mean" in stored and b"rouge/rougeL" in stored
@@ -152,7 +176,7 @@ def test_an_exception_in_a_reward_stops_the_run_and_names_it(recipe):
     stage = recipe("grpo", rewards=[{"tests.test_train:broken": {}}])
     with pytest.raises(RunError, match="Reward 'broken' failed on row 0 .*ZeroDivisionError"):
         train.run(stage)
-    assert train.finished(stage.run) is None
+    assert run_folder.finished(stage.run) is None
 
 
 def broken(completions, **columns):
@@ -176,7 +200,7 @@ def test_rl_goes_on_with_the_sft_adapter_and_its_kl_is_to_the_sft_model(recipe, 
     sft = recipe(run="sft", model=lora(recipe, tiny_model_folder, **quantised), training={"max_steps": 6})
     train.run(sft)
     rl = recipe(method, run="rl", model=lora(recipe, sft.run, **quantised), training={"beta": 0.1, "max_steps": 3})
-    trainer, _ = train._build(rl)
+    trainer, *_ = train._build(rl)
     shutil.rmtree(rl.run, ignore_errors=True)
     adapters = trainer.model.peft_config
     assert sorted(adapters) == ["default", "ref"]
@@ -230,7 +254,7 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(recipe, monkeypatch, tmp_
     broken_off = recipe("grpo", run="broken", training=keys, rewards=rewards)
     with pytest.raises(RunError, match="a power cut"):
         train.run(broken_off)
-    assert train.finished(broken_off.run) is None
+    assert run_folder.finished(broken_off.run) is None
     train.run(broken_off)
     whole = recipe("grpo", run="whole", training=keys, rewards=rewards)
     train.run(whole)
@@ -246,11 +270,11 @@ def test_a_run_that_was_trained_but_not_evaluated_is_only_evaluated(recipe, monk
         with pytest.raises(ZeroDivisionError):
             train.run(stage)
     trained = (stage.run / "model.safetensors").stat().st_mtime_ns
-    assert train.finished(stage.run) is None
+    assert run_folder.finished(stage.run) is None
     monkeypatch.setattr(train, "_build", lambda recipe: 1 / 0)
     train.run(stage)
     assert (stage.run / "model.safetensors").stat().st_mtime_ns == trained
-    assert train.is_done(stage) and (stage.run / "report.html").exists() and (stage.run / "README.md").exists()
+    assert run_folder.is_done(stage) and (stage.run / "report.html").exists() and (stage.run / "README.md").exists()
 
 
 def test_other_evaluation_settings_only_evaluate_again(recipe):
@@ -258,7 +282,7 @@ def test_other_evaluation_settings_only_evaluate_again(recipe):
     train.run(stage)
     trained = (stage.run / "model.safetensors").stat().st_mtime_ns
     other = recipe("grpo", evaluation={"rows": 3, "metrics": ["length"]})
-    assert not train.is_done(other)
+    assert not run_folder.is_done(other)
     train.run(other)
     assert (stage.run / "model.safetensors").stat().st_mtime_ns == trained
     evaluation = json.loads((stage.run / "evaluation.json").read_text())
@@ -275,7 +299,7 @@ def test_evaluating_a_start_again_does_not_train_what_came_from_it(recipe):
     again = json.loads((sft.run / "environment.json").read_text())
     assert again["finished"] > trained["finished"]
     assert {**again, "finished": None} == {**trained, "finished": None}
-    assert train.is_done(grpo)
+    assert run_folder.is_done(grpo)
 
 
 def test_a_stage_is_trained_again_when_its_start_was(recipe):
@@ -292,11 +316,11 @@ def test_a_stage_is_trained_again_when_its_start_was(recipe):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LASTMILE_FORCE", "1")
         train.run(other)
-    assert not train.is_done(grpo)
+    assert not run_folder.is_done(grpo)
     train.run(grpo)
     after = load_file(grpo.run / "model.safetensors")
     assert any((before[name] - after[name]).abs().max() > 1e-3 for name in before)
-    assert train.is_done(grpo)
+    assert run_folder.is_done(grpo)
 
 
 def test_comparing_runs_reuses_their_outputs_and_reports(recipe, monkeypatch, tiny_model_folder):

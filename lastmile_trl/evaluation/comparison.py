@@ -157,7 +157,7 @@ def _variants(
             variants[run, decoding, False] = list(of_run[decoding])
             if run in postprocessed:
                 variants[run, decoding, True] = [
-                    replace(output, text=postprocess(output.text)) for output in of_run[decoding]
+                    replace(output, text=postprocess(output.text), ids=None) for output in of_run[decoding]
                 ]
     return variants
 

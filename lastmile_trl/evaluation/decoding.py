@@ -21,7 +21,7 @@ class Output:
     """One completion: its text, its generated tokens (the end token included), and whether it ended by itself."""
 
     text: str
-    tokens: int
+    ids: list[int] | None  # None: the text is not what was generated
     ended: bool
 
 
@@ -47,7 +47,7 @@ def decode(
     import torch
 
     ids = _tokenize(tokenizer, prompts)
-    end_ids = _end_ids(model, tokenizer)
+    end_ids = end_ids_of(model, tokenizer)
     seeds = _seeds(ids, seed)
     order = sorted(range(len(prompts)), key=lambda row: -len(ids[row]))
     outputs: dict[int, Output] = {}
@@ -59,7 +59,7 @@ def decode(
             completions = _complete(model, tokenizer, batch, max_new_tokens, end_ids, sampling)
             texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
             for row, said, text in zip(rows, completions, texts, strict=True):
-                outputs[row] = Output(text=text, tokens=len(said), ended=bool(said) and said[-1] in end_ids)
+                outputs[row] = Output(text=text, ids=said, ended=bool(said) and said[-1] in end_ids)
             if on_batch is not None:
                 on_batch(len(outputs), len(prompts))
     return [outputs[row] for row in range(len(prompts))]
@@ -73,7 +73,8 @@ def _tokenize(tokenizer: Any, prompts: list[str | list[dict]]) -> list[list[int]
     return ids
 
 
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+def end_ids_of(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, and those of the model's generation settings."""
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     candidates = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     return list(dict.fromkeys(token for token in candidates if token is not None))

@@ -20,22 +20,40 @@ def per_row(
 ) -> dict[str, list[float | None]]:
     """One value per row and metric: the given metrics first, then `words`, `length_ratio`, `ended`, `repeated_3grams`.
 
-    The metrics are called as TRL calls rewards: with `prompts`, `completions` (messages where the prompts are) and the
-    other columns as lists.
+    The metrics are called as TRL calls rewards, and know from `ended` whether a completion ended by itself.
     """
     for metric in metrics:
         if metric.name in ALWAYS_MEASURED:
             raise InputError(f"The metric name {metric.name} is taken by a built-in one; give yours another `name:`.")
     texts = [output.text for output in outputs]
-    columns = _columns(rows)
-    completions = [_completion(text, row["prompt"]) for text, row in zip(texts, rows, strict=True)]
-    values = {metric.name: list(metric(completions, **columns)) for metric in metrics}
-    return values | {
+    return scored(outputs, rows, metrics) | {
         "words": [float(len(text.split())) for text in texts],
         "length_ratio": [length_ratio(text, row["references"]) for text, row in zip(texts, rows, strict=True)],
         "ended": [float(output.ended) for output in outputs],
         "repeated_3grams": [repeated_3grams(text) for text in texts],
     }
+
+
+def scored(
+    outputs: Sequence[Output], rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]
+) -> dict[str, list[float | None]]:
+    """One value per row and reward, called as TRL calls them: every column is a list, chats get messages."""
+    completions = [_completion(output.text, row["prompt"]) for output, row in zip(outputs, rows, strict=True)]
+    columns = _columns(rows) | {
+        "completion_ids": [output.ids for output in outputs],
+        "ended": [output.ended for output in outputs],
+    }
+    return {reward.name: reward(completions, **columns) for reward in rewards}
+
+
+def totals(outputs: Sequence[Output], rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]) -> list[float | None]:
+    """The weighted sum of the rewards of each row, as TRL sums them; None where no reward has a value."""
+    values = scored(outputs, rows, rewards)
+    weighted = [
+        [reward.weight * values[reward.name][row] for reward in rewards if values[reward.name][row] is not None]
+        for row in range(len(rows))
+    ]
+    return [sum(parts) if parts else None for parts in weighted]
 
 
 def length_ratio(text: str, references: Sequence[str]) -> float | None:

@@ -12,7 +12,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval, and the number of rows it was computed from."""
+    """A mean with its interval, 95 % unless asked for another, and the number of rows it was computed from."""
 
     mean: float
     low: float
@@ -39,7 +39,9 @@ def interval(values: Sequence[float | None], seed: int = 0) -> Interval | None:
     return _bootstrap(np.array(kept, dtype=float), seed) if kept else None
 
 
-def paired(values: Sequence[float | None], baseline: Sequence[float | None], seed: int = 0) -> Interval | None:
+def paired(
+    values: Sequence[float | None], baseline: Sequence[float | None], seed: int = 0, level: float = 0.95
+) -> Interval | None:
     """The mean of `values - baseline` over the rows that have both; None below two rows, which show nothing.
 
     >>> paired([0.5, 0.75, None], [0.25, 0.5, 0.1])
@@ -47,10 +49,10 @@ def paired(values: Sequence[float | None], baseline: Sequence[float | None], see
     """
     pairs = zip(values, baseline, strict=True)
     differences = [value - base for value, base in pairs if value is not None and base is not None]
-    return _bootstrap(np.array(differences), seed) if len(differences) > 1 else None
+    return _bootstrap(np.array(differences), seed, level) if len(differences) > 1 else None
 
 
-def _bootstrap(values: np.ndarray, seed: int) -> Interval:
+def _bootstrap(values: np.ndarray, seed: int, level: float = 0.95) -> Interval:
     random = np.random.default_rng(seed)
     rows = len(values)
     at_once = max(1, 4_000_000 // rows)  # bounds the memory of large test sets
@@ -58,5 +60,6 @@ def _bootstrap(values: np.ndarray, seed: int) -> Interval:
         values[random.integers(0, rows, size=(min(at_once, RESAMPLES - done), rows))].mean(axis=1)
         for done in range(0, RESAMPLES, at_once)
     ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return Interval(mean=float(values.mean()), low=float(low), high=float(high), rows=rows)

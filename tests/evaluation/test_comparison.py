@@ -24,7 +24,7 @@ def numbers(name, column=0):
 
 
 def outputs(*cells, tail=" and so on.", ended=True):
-    return [Output(f"{cell}{tail}", 5, ended) for cell in cells]
+    return [Output(f"{cell}{tail}", [3, 4], ended) for cell in cells]
 
 
 def rows(count):

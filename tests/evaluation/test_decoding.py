@@ -17,7 +17,7 @@ def greedy_by_hand(model, tokenizer, prompt, budget):
         while len(ids) - start < budget and tokenizer.eos_token_id not in ids[start:]:
             ids = [*ids, model(torch.tensor([ids])).logits[0, -1].argmax().item()]
     new = ids[start:]
-    return Output(tokenizer.decode(new, skip_special_tokens=True), len(new), new[-1] == tokenizer.eos_token_id)
+    return Output(tokenizer.decode(new, skip_special_tokens=True), new, new[-1] == tokenizer.eos_token_id)
 
 
 def next_token_distribution(model, tokenizer, prompt):
@@ -47,12 +47,12 @@ def test_some_rows_end_early_and_the_end_token_counts(model, tokenizer):
     assert outputs == [greedy_by_hand(model, tokenizer, prompt, 12) for prompt in PROMPTS]
     assert {output.ended for output in outputs} == {True, False}
     for output in outputs:
-        assert output.tokens == (len(output.text.split()) + 1 if output.ended else 12)
+        assert len(output.ids) == (len(output.text.split()) + 1 if output.ended else 12)
 
 
 def test_an_end_token_on_the_last_step_of_the_budget_ends_the_row(model, tokenizer):
     biased(model, tokenizer.eos_token_id, 100.0)
-    assert decode(model, tokenizer, ["w1"], max_new_tokens=1) == [Output("", 1, True)]
+    assert decode(model, tokenizer, ["w1"], max_new_tokens=1) == [Output("", [2], True)]
 
 
 def test_the_models_own_end_tokens_end_a_row_too(model, tokenizer):
@@ -69,7 +69,7 @@ def test_without_any_end_token_every_row_takes_its_budget(model, tokenizer):
     model.generation_config.eos_token_id = None
     tokenizer.eos_token = None
     outputs = decode(model, tokenizer, PROMPTS, max_new_tokens=5)
-    assert [(output.tokens, output.ended) for output in outputs] == [(5, False)] * len(PROMPTS)
+    assert [(len(output.ids), output.ended) for output in outputs] == [(5, False)] * len(PROMPTS)
 
 
 def test_a_tokenizer_without_padding_token(model, tokenizer):

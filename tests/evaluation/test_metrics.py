@@ -7,7 +7,7 @@ from lastmile_trl.rewards import Reward, build
 
 
 def test_every_metric_by_hand():
-    outputs = [Output("a cat sat", 4, True), Output("a b c a b c a b c", 9, False), Output("", 1, True)]
+    outputs = [Output("a cat sat", [7] * 4, True), Output("a b c a b c a b c", [7] * 9, False), Output("", [7], True)]
     rows = [
         {"prompt": "p", "references": ["a cat sat on it now", "a cat"]},
         {"prompt": "q", "references": ["a b c"]},
@@ -34,25 +34,27 @@ def test_metrics_get_what_trl_would_give_them():
         {"prompt": chat, "completion": "gold", "references": ["x"], "domain": "mail"},
         {"prompt": chat, "completion": "gold", "references": ["y"], "domain": "chat"},
     ]
-    values = per_row([Output("one", 1, True), Output("two", 1, True)], rows, [Reward("spy", spy)])
+    values = per_row([Output("one", [7], True), Output("two", [7], True)], rows, [Reward("spy", spy)])
     assert values["spy"] == [None, None]
     assert seen == {
         "prompts": [chat, chat],
         "references": [["x"], ["y"]],
         "domain": ["mail", "chat"],
+        "completion_ids": [[7], [7]],
+        "ended": [True, True],
         "completions": [[{"role": "assistant", "content": "one"}], [{"role": "assistant", "content": "two"}]],
     }
 
 
 def test_plain_prompts_give_plain_completions():
     echo = Reward("echo", lambda completions, **columns: [float(completion) for completion in completions])
-    assert per_row([Output("2.5", 1, True)], [{"prompt": "p", "references": ["x"]}], [echo])["echo"] == [2.5]
+    assert per_row([Output("2.5", [7], True)], [{"prompt": "p", "references": ["x"]}], [echo])["echo"] == [2.5]
 
 
 def test_a_metric_cannot_hide_a_built_in_one():
     words = Reward("words", lambda completions, **columns: [1.0])
     with pytest.raises(InputError, match="words is taken"):
-        per_row([Output("a", 1, True)], [{"prompt": "p", "references": ["x"]}], [words])
+        per_row([Output("a", [7], True)], [{"prompt": "p", "references": ["x"]}], [words])
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_it_takes_what_compare_returns(tmp_path):
     from lastmile_trl.rewards import build
 
     rows = [{"prompt": f"Say {word}.", "references": [f"it is {word}"]} for word in ("red", "green", "blue")]
-    said = {run: {"greedy": [Output(text, 3, True) for text in texts]} for run, texts in {
+    said = {run: {"greedy": [Output(text, [3, 2], True) for text in texts]} for run, texts in {
         "sft": ["it was red", "green", "it is blue. It is blue."],
         "grpo": ["it is red", "it is green", "it is blue"],
     }.items()}  # fmt: skip

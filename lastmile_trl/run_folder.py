@@ -1,0 +1,157 @@
+"""What a run folder holds, beside the model: its recipe, what it depends on, its history, its outputs."""
+
+import importlib.util
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import preflight, rewards
+from .errors import InputError
+from .recipe import Recipe, load
+
+if TYPE_CHECKING:
+    from .evaluation.decoding import Output
+
+PACKAGES = ("lastmile-trl", "trl", "transformers", "torch", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """The logged steps of a run, and the alarms between them."""
+    file = run / "history.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def stored_recipe(run: Path) -> Recipe | None:
+    """The recipe a run folder was made with; None for a model that is not a run of ours."""
+    return load(run / "recipe.yaml") if (run / "recipe.yaml").exists() else None
+
+
+def write_history(run: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace the history."""
+    (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def add_history(run: Path, row: dict[str, Any]) -> None:
+    """Add a line to the history."""
+    with (run / "history.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def alarms(runs: Mapping[str, Path]) -> list[str]:
+    """The signs of a gamed reward that were said while the runs trained."""
+    return [
+        f"Alarm of {name} at step {row['step']}: {row['alarm']}."
+        for name, run in runs.items()
+        for row in history(run)
+        if "alarm" in row
+    ]
+
+
+def write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
+    """`environment.json`: what the run depends on beside its recipe; `trained` and `finished` say when.
+
+    Once trained, it stays what it was in training, whatever evaluates the run again.
+    """
+    environment = environment_of(recipe.run)
+    if "trained" not in environment:
+        environment = {
+            "versions": {"python": platform.python_version(), **_versions()},
+            "seed": recipe.training.get("seed", 42),
+            "commit": _commit(),
+            "device": _device_name(state),
+            "processes": state.num_processes,
+            "started_from": starts_of(recipe),
+            "rewards": sorted(reward.name for reward in rewards.build(recipe.rewards)),
+        }
+    environment.pop("finished", None)
+    file = recipe.run / "environment.json"
+    beside = file.with_suffix(".new")
+    beside.write_text(json.dumps({**more, **environment}, indent=1), encoding="utf-8")
+    beside.replace(file)
+
+
+def environment_of(run: Path) -> dict[str, Any]:
+    """What `write_environment` wrote; nothing for what is no run."""
+    file = run / "environment.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is damaged: delete the folder {run} to run the stage again.") from error
+
+
+def now() -> str:
+    """The time, as text."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def starts_of(recipe: Recipe) -> dict[str, str | None]:
+    """When each run that the recipe starts from was trained: another time is another model."""
+    return {start: environment_of(Path(start)).get("trained") for start in recipe.starts_from}
+
+
+def finished(run: Path) -> str | None:
+    """When a run finished; None if it did not, or is no run."""
+    return environment_of(run).get("finished")
+
+
+def is_trained(recipe: Recipe) -> bool:
+    """Whether the run folder holds the trained model of the recipe, so that at most its evaluation is missing."""
+    environment = environment_of(recipe.run)
+    return "trained" in environment and environment["started_from"] == starts_of(recipe)
+
+
+def is_done(recipe: Recipe) -> bool:
+    """Whether the run folder holds this very recipe, finished, from the same starts."""
+    environment = environment_of(recipe.run)
+    unchanged = not preflight.differences(recipe) and environment.get("started_from") == starts_of(recipe)
+    return unchanged and "finished" in environment
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        if importlib.util.find_spec(package.replace("-", "_")):
+            found[package] = version(package)
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the folder the run was started in, if it is a git checkout."""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return asked.stdout.strip() or None
+
+
+def _device_name(state: Any) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type
+
+
+def _outputs_file(run: Path, fingerprint: str) -> Path:
+    return run / "outputs" / f"{fingerprint}.jsonl"
+
+
+def keep_outputs(run: Path, fingerprint: str, outputs: "list[Output]") -> None:
+    """Keep a run's outputs, so that comparing runs does not decode again."""
+    file = _outputs_file(run, fingerprint)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(asdict(output)) + "\n" for output in outputs), encoding="utf-8")
+
+
+def kept_outputs(run: Path, fingerprint: str) -> "list[Output] | None":
+    """The outputs kept under this fingerprint; None if there are none."""
+    from .evaluation.decoding import Output
+
+    file = _outputs_file(run, fingerprint)
+    if not file.exists():
+        return None
+    return [Output(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
