@@ -9,27 +9,19 @@ from lastmile_trl.errors import InputError, unknown
 
 Tokenizer = Callable[[str], list[str]]
 
-# A byte of ASCII text -> its lower-case letter, digit or line end; everything else is a space.
-_ROUGE_BYTES = bytes(
-    ord(chr(byte).lower()) if byte < 128 and chr(byte).isalnum() else byte if byte == ord("\n") else ord(" ")
-    for byte in range(256)
-)
-
-
-def rouge_clean(text: str) -> str:
-    """Return the text as rouge_score reads it: a-z, 0-9 and line ends, everything else a space.
-
-    >>> rouge_clean("Café au lait,\\n2 cups")
-    'caf  au lait \\n2 cups'
-    """
-    if not text.isascii():
-        text = text.lower()  # first: two letters outside ASCII have an ASCII lower case
-    return text.encode("ascii", "replace").translate(_ROUGE_BYTES).decode("ascii")
+# A byte of ASCII text -> its lower-case letter or digit; everything else is a space.
+_ROUGE_BYTES = bytes(ord(chr(byte).lower()) if byte < 128 and chr(byte).isalnum() else ord(" ") for byte in range(256))
 
 
 def rouge_tokens(text: str) -> list[str]:
-    """Return the runs of a-z and 0-9, as Google's rouge_score does: no token in any other script."""
-    return rouge_clean(text).split()
+    """Return the runs of a-z and 0-9, as Google's rouge_score does: no token in any other script.
+
+    >>> rouge_tokens("Café au lait, 2 cups")
+    ['caf', 'au', 'lait', '2', 'cups']
+    """
+    if not text.isascii():
+        text = text.lower()  # first: two letters outside ASCII have an ASCII lower case
+    return text.encode("ascii", "replace").translate(_ROUGE_BYTES).decode("ascii").split()
 
 
 class _LettersAndDigits(dict):
@@ -70,16 +62,16 @@ TOKENIZERS: dict[str, Tokenizer] = {"rouge": rouge_tokens, "words": words, "char
 
 def load_tokenizer(choice: str) -> Tokenizer:
     """Return one of `TOKENIZERS` by its name, or a function of the user's named as `package.module:function`."""
-    if choice in TOKENIZERS:
+    if isinstance(choice, str) and choice in TOKENIZERS:
         return TOKENIZERS[choice]
-    module, colon, name = str(choice).partition(":")
-    if not colon:
+    module, _, name = str(choice).partition(":")
+    if not module or not name:
         error = unknown("tokenizer", choice, TOKENIZERS)
         raise InputError(f"{error} For one of your own, write package.module:function.")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"tokenizer {choice!r} cannot be imported: {error}.") from error
+    except Exception as error:
+        raise InputError(f"tokenizer {choice!r} cannot be imported: {type(error).__name__}: {error}.") from error
     if not callable(function):
         raise InputError(f"tokenizer {choice!r} is no function.")
     return function
