@@ -1,17 +1,10 @@
-"""What a few lines of code mend in an output without any training: the baseline that RL has to beat.
-
-A sentence ends after `.`, `!`, `?` or `…`, with the quotes and brackets that follow, before white space or at the end
-of the text; after `。`, `！` or `？`; or at a line break. A full stop after a single letter (J. Smith, 5 p.m.) or a
-common title ends none.
-"""
+"""What a few lines of code mend in an output without any training: the baseline that RL has to beat."""
 
 import re
 
-_CLOSERS = r"[\"'”’»)\]」』]*"
-_TITLES = "".join(rf"(?<!\b{title})" for title in ("Mr", "Ms", "Dr", "St", "vs", "Mrs", "Prof"))
-_FULL_STOP = rf"(?<!\b[^\W\d_]){_TITLES}\."
-_SENTENCE = re.compile(rf".+?(?:(?:{_FULL_STOP}|[!?…]){_CLOSERS}(?:\s+|\Z)|[。！？]{_CLOSERS}\s*|\n\s*|\Z)", re.DOTALL)
-_FINISHED = re.compile(rf"[.!?…。！？]{_CLOSERS}\s*\Z")
+from lastmile_trl.rewards.sentences import CLOSERS, plain, sentences
+
+_FINISHED = re.compile(rf"[.!?…。！？]{CLOSERS}\s*\Z")
 
 
 def postprocess(text: str) -> str:
@@ -39,8 +32,8 @@ def drop_repeated_sentences(text: str) -> str:
     'Yes. No. Maybe.'
     """
     first_of = {}
-    for sentence in _sentences(text):
-        first_of.setdefault(" ".join(sentence.casefold().split()), sentence)
+    for sentence in sentences(text):
+        first_of.setdefault(plain(sentence), sentence)
     return "".join(first_of.values()).strip()
 
 
@@ -50,11 +43,6 @@ def drop_unfinished_end(text: str) -> str:
     >>> drop_unfinished_end("It works. It wor"), drop_unfinished_end("It wor")
     ('It works.', 'It wor')
     """
-    sentences = _sentences(text)
-    finished = [number for number, sentence in enumerate(sentences, 1) if _FINISHED.search(sentence)]
-    return "".join(sentences[: finished[-1]] if finished else sentences).strip()
-
-
-def _sentences(text: str) -> list[str]:
-    """The sentences with the white space that follows each, so that joining them gives the text back."""
-    return _SENTENCE.findall(text)
+    said = sentences(text)
+    finished = [number for number, sentence in enumerate(said, 1) if _FINISHED.search(sentence)]
+    return "".join(said[: finished[-1]] if finished else said).strip()
