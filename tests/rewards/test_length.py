@@ -1,9 +1,11 @@
 import pickle
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.rewards.length import Length
+from lastmile_trl.rewards.length import Length, Overlong
 
 
 def words(count):
@@ -85,6 +87,9 @@ def test_monotone_in_the_distance():
         ({"tolerance": float("nan")}, "tolerance must be a number"),
         ({"sigma": 0}, "sigma must be a number above 0, not 0"),
         ({"sigma": True}, "sigma must be a number above 0, not True"),
+        ({"target": 0}, "target must be a number above 0, not 0"),
+        ({"target": "20"}, "target must be a number above 0, not '20'"),
+        ({"unit": "tokens"}, "unit 'tokens' needs a target: references have no generated tokens to compare with."),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -94,6 +99,88 @@ def test_wrong_arguments(arguments, message):
 
 
 def test_names_and_pickle():
-    rewards = [Length("excess"), Length("ratio"), Length("gaussian", sigma=0.5)]
-    assert [reward.__name__ for reward in rewards] == ["length/excess", "length/ratio", "length/gaussian"]
+    rewards = [Length("excess"), Length("ratio"), Length("gaussian", sigma=0.5, target=20), Overlong(100)]
+    assert [reward.__name__ for reward in rewards] == ["length/excess", "length/ratio", "length/gaussian", "overlong"]
     assert pickle.loads(pickle.dumps(rewards)) == rewards
+
+
+@pytest.mark.parametrize(
+    ("variant", "target", "expected"),
+    [("excess", 8, 1.1 - 10 / 8), ("excess", 12.5, 0), ("ratio", 8, 0.8), ("ratio", 12.5, 0.8), ("gaussian", 10, 1)],
+)
+def test_a_target_needs_no_references_and_ignores_them(variant, target, expected):
+    reward = Length(variant, target=target)
+    assert reward([words(10)]) == reward([words(10)], references=["three words only"]) == [pytest.approx(expected)]
+
+
+def test_a_target_in_each_unit():
+    assert Length("ratio", unit="characters", target=8)([" abcd\n"]) == [0.5]
+    assert Length("ratio", unit="tokens", target=8)(["", "x"], completion_ids=[[5, 6, 7, 2], [2]]) == [0.5, 0.125]
+
+
+def test_a_row_without_ids_has_no_tokens_to_count():
+    assert Length("ratio", unit="tokens", target=2)(["a", "b"], completion_ids=[None, [3, 2]]) == [None, 1]
+    assert Overlong(10)(["a", "b"], completion_ids=[None, [3, 2]]) == [None, 0]
+
+
+def test_the_columns_that_are_needed():
+    assert Length().needs == Length(unit="characters").needs == ("references",)
+    assert Length(target=5).needs == Overlong(5, unit="words").needs == ()
+    assert Length(target=5, unit="tokens").needs == Overlong(5).needs == ("completion_ids",)
+
+
+def test_what_is_missing_is_said():
+    with pytest.raises(ValueError, match="nothing to compare the length with: pass references, or give a target"):
+        Length()(["some words"])
+    for reward in (Length(target=5, unit="tokens"), Overlong(5)):
+        with pytest.raises(ValueError, match="unit 'tokens' counts generated tokens: pass completion_ids"):
+            reward(["some words"])
+        with pytest.raises(ValueError, match="longer than"):
+            reward(["some words", "more"], completion_ids=[[1]])
+
+
+@given(st.integers(1, 40), st.integers(0, 200), st.integers(1, 50), st.floats(0, 2))
+def test_more_words_beyond_the_reference_never_raise_excess(reference, count, more, tolerance):
+    shorter, longer = Length(tolerance=tolerance)([words(count), words(count + more)], [words(reference)] * 2)
+    assert -1 <= longer <= shorter <= 0
+    assert shorter == 0 or count > reference
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 0), (80, 0), (81, -0.05), (90, -0.5), (100, -1), (101, -1)])
+def test_overlong(count, expected):
+    assert Overlong(100, 20)([""], completion_ids=[[7] * count]) == [pytest.approx(expected)]
+    assert Overlong(100)([""], completion_ids=[[7] * count]) == [pytest.approx(expected)], "a fifth is the default"
+    assert Overlong(100, 20, "words")([words(count)]) == [pytest.approx(expected)]
+    assert Overlong(100, 20, "characters")([" " + "\u732b" * count + "\n"]) == [pytest.approx(expected)]
+
+
+def test_overlong_with_the_limit_as_margin():
+    assert Overlong(4, margin=4, unit="words")(["", "a", "a b", "a b c d"]) == [0, -0.25, -0.5, -1]
+
+
+def test_overlong_of_chats_counts_the_last_message():
+    chat = [{"role": "user", "content": words(50)}, {"role": "assistant", "content": words(3)}]
+    assert Overlong(4, margin=2, unit="words")([chat]) == [-0.5]
+
+
+@given(st.integers(1, 300), st.floats(0.01, 1), st.integers(0, 400))
+def test_overlong_never_rises_with_length(limit, share, count):
+    values = Overlong(limit, limit * share)(["", ""], completion_ids=[[7] * count, [7] * (count + 1)])
+    assert -1 <= values[1] <= values[0] <= 0
+    assert (values[0] == -1) == (count >= limit)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"limit": 0}, "limit must be a whole number of at least 1, not 0"),
+        ({"limit": 9.5}, "limit must be a whole number of at least 1, not 9.5"),
+        ({"limit": 10, "margin": 0}, "margin must be a number above 0, not 0"),
+        ({"limit": 10, "margin": 11}, "margin must be at most the limit, 10, not 11"),
+        ({"limit": 10, "unit": "token"}, "unit 'token' does not exist: did you mean 'tokens'?"),
+    ],
+)
+def test_wrong_arguments_of_overlong(arguments, message):
+    with pytest.raises(InputError) as error:
+        Overlong(**arguments)
+    assert message in str(error.value)
