@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,9 @@ EXAMPLES = """examples:
   lastmile run my_task training.seed=1         all stages of a folder, in order
   lastmile run my_task/grpo.yaml --accelerate multi_gpu --num_processes 8
 """
+
+
+BARS = 21  # of a distribution
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_launch_words(quickstart)
 
     command("recipes", _recipes, "the shipped recipes, a line each")
+
+    rewards = command("rewards", _rewards, "the rewards, a line each; or all about one")
+    rewards.add_argument("name", nargs="?", help="what it computes, how it is gamed, its arguments")
+    rewards.add_argument("--markdown", action="store_true", help="all about all of them: the page docs/rewards.md")
 
     copy = command("copy", _copy, "copy a shipped recipe, or a folder of them, to edit")
     copy.add_argument("name")
@@ -165,6 +173,19 @@ def _recipes(words: argparse.Namespace) -> int:
     return 0
 
 
+def _rewards(words: argparse.Namespace) -> int:
+    from .rewards.page import describe, overview, page
+
+    if words.markdown:
+        sys.stdout.write(page())
+    elif words.name:
+        _print(describe(words.name).text())
+    else:
+        for name, what, values in overview():
+            _print(f"{name:24}{values:12} {what}")
+    return 0
+
+
 def _copy(words: argparse.Namespace) -> int:
     from .recipe import locate, shipped
 
@@ -215,6 +236,8 @@ def _check(words: argparse.Namespace) -> int:
         _print(f"{recipe.source}: {'to mend' if findings.problems else 'nothing to mend'}")
         for number, problem in enumerate(findings.problems, 1):
             _print(f"  {number}. {problem}")
+        for text in findings.warnings:
+            _print(f"  ! {text}")
         for text in findings.notes:
             _print(f"  - {text}")
         problems += len(findings.problems)
@@ -244,6 +267,8 @@ def _run_stages(recipes: "list[Recipe]", overrides: dict[Path, list[str]], words
             findings = check(recipe, own.processes, upcoming, words.force, own.distributed)
             if findings.problems:
                 raise InputError(f"{recipe.source}: {' '.join(findings.problems)}")
+            for text in findings.warnings:
+                note(f"Warning: {recipe.source}: {text}")
             upcoming.add(recipe.run)
     if words.dry_run:
         return 0
@@ -335,16 +360,35 @@ def _score(words: argparse.Namespace) -> int:
         raise InputError(f"{words.file} is no file: name one with a `prediction` and a `references` column.")
     chosen = rewards.build([_reward_entry(text) for text in words.reward])
     rows = open_split(Data(path=str(words.file)), "train").to_list()
-    scores = rewards.score(chosen, rows)
+    names = {name for row in rows for name in row}
+    task = rewards.Task({name: [row.get(name) for row in rows] for name in names})
+    scores = rewards.score(rewards.prepare(chosen, task), rows)
     if words.json:
         for row in scores:
             _print(json.dumps(row))
         return 0
     for reward in chosen:
         values = [row[reward.name] for row in scores if row[reward.name] is not None]
-        mean = f"{sum(values) / len(values):.4f}" if values else "–"
-        _print(f"{reward.name:24}{mean}  ({len(values)} of {len(rows)} rows)")
+        _print(f"{reward.name:24}{_summary(values)}  ({len(values)} of {len(rows)} rows)")
     return 0
+
+
+def _summary(values: Sequence[float]) -> str:
+    """The mean, and the distribution between the lowest and the highest value as a row of bars.
+
+    >>> _summary([0.0, 0.5, 0.5, 1.0])
+    'mean 0.5000   0.00 ▄         █         ▄ 1.00'
+    """
+    if not values:
+        return "no value"
+    low, high = min(values), max(values)
+    if low == high:
+        return f"mean {low:.4f}   always the same"
+    counts = [0] * BARS
+    for value in values:
+        counts[min(int((value - low) / (high - low) * BARS), BARS - 1)] += 1
+    bars = "".join(" ▁▂▃▄▅▆▇█"[math.ceil(8 * count / max(counts))] for count in counts)
+    return f"mean {sum(values) / len(values):.4f}   {low:.2f} {bars} {high:.2f}"
 
 
 def _reward_entry(text: str) -> dict:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-# Names that TRL passes to rewards itself, or takes for images and tools.
+# Names that TRL or an evaluation passes to rewards itself, or that TRL takes for images and tools.
 TAKEN = {"prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric",
-         "image", "images", "tools", "environment", "environments"}  # fmt: skip
+         "ended", "image", "images", "tools", "environment", "environments"}  # fmt: skip
 
 
 @dataclass
@@ -47,7 +47,7 @@ def load(data: Data) -> Rows:
         held_out, train = shuffled.take(data.held_out), shuffled.skip(data.held_out)
     rows = Rows(train, held_out)
     if taken := _taken(train, data):
-        rows.notes.append(f"Column {', '.join(taken)} is left out: TRL uses the name itself.")
+        rows.notes.append(f"Column {', '.join(taken)} is left out: the name is used in training.")
     rows.train = _clean(rows.train, data, data.split, rows.notes)
     rows.held_out = _clean(rows.held_out, data, data.eval_split or "held out", rows.notes)
     _leave_out_leaks(rows, data)

@@ -13,6 +13,8 @@ from . import rewards
 from .errors import InputError, RunError, unknown
 from .models import adapter_config, read_json
 from .recipe import METHODS, RL, Recipe, short_names
+from .rewards import Reward
+from .rewards.probe import probe, unknown_texts
 from .schema import default
 
 ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "led", "blenderbot", "m2m_100"}
@@ -21,9 +23,10 @@ SAMPLE = 50  # rows that the rewards are tried on
 
 @dataclass
 class Findings:
-    """What a check found: what must be mended, and what is good to know."""
+    """What a check found: what must be mended, what is suspicious, and what is good to know."""
 
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -45,7 +48,7 @@ def check(
         lambda: check_run_folder(recipe, force),
         lambda: _check_models(recipe, upcoming),
         lambda: _check_packages(recipe, distributed),
-        lambda: _check_data(recipe, processes, findings.notes),
+        lambda: _check_data(recipe, processes, findings),
         lambda: _check_hub(recipe),
     ]
     for step in checks:
@@ -204,18 +207,20 @@ def _check_packages(recipe: Recipe, distributed: str) -> None:
 # --- data, rewards, batches ----------------------------------------------------------------------------------------
 
 
-def _check_data(recipe: Recipe, processes: int, notes: list[str]) -> None:
+def _check_data(recipe: Recipe, processes: int, findings: Findings) -> None:
     prompts = prompts_per_generation(recipe, processes) if recipe.method in RL else 0
     chosen = rewards.build(recipe.rewards)
     metrics = rewards.build(recipe.evaluation.metrics)
+    if gate := next((metric.name for metric in metrics if metric.gate is not None), None):
+        raise InputError(f"evaluation.metrics: {gate!r} has a gate, which only rewards have: drop it there.")
     if recipe.method == "evaluate":
         _check_names(recipe)
     rows = data_module.load(recipe.data)
-    notes += rows.notes
-    notes.append(f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out.")
+    findings.notes += rows.notes
+    findings.notes.append(f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out.")
     for reward in [*chosen, *metrics]:
         for column in reward.needs:
-            if column not in rows.train.column_names:
+            if column not in (*rows.train.column_names, *rewards.FROM_TRAINER):
                 raise InputError(
                     f"Reward {reward.name!r} needs a column {column!r}, which {recipe.data.path!r} has not; columns "
                     f"are {', '.join(rows.train.column_names)}."
@@ -226,7 +231,9 @@ def _check_data(recipe: Recipe, processes: int, notes: list[str]) -> None:
             "training.per_device_train_batch_size or training.gradient_accumulation_steps."
         )
     if chosen:
-        _try_rewards(recipe, chosen, rows, notes)
+        _try_rewards(recipe, chosen, rows, findings)
+    sample = [texts[0] for texts in rows.train.take(min(SAMPLE, len(rows.train)))["references"]]
+    findings.warnings += filter(None, (unknown_texts(metric, sample) for metric in metrics if metric not in chosen))
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -262,24 +269,14 @@ def prompts_per_generation(recipe: Recipe, processes: int) -> int:
     return completions // group
 
 
-def _try_rewards(recipe: Recipe, chosen: list[rewards.Reward], rows: data_module.Rows, notes: list[str]) -> None:
-    """Score references for their own row and for another: a reward that cannot tell them apart is of no use."""
+def _try_rewards(recipe: Recipe, chosen: list[Reward], rows: data_module.Rows, findings: Findings) -> None:
+    """Score texts whose worth is known: rewards that cannot tell them apart are of no use."""
     sample = rows.train.take(min(SAMPLE, len(rows.train))).to_list()
-    own = [row["references"][0] for row in sample]
-    others = own[1:] + own[:1]
-    for reward in chosen:
-        means = []
-        for completions in (own, others):
-            tried = [
-                {**row, "prompt": data_module.render(recipe.data, row), "prediction": completion}
-                for row, completion in zip(sample, completions, strict=True)
-            ]
-            values = [scored[reward.name] for scored in rewards.score([reward], tried)]
-            known = [value for value in values if value is not None]
-            if not known:
-                raise InputError(f"Reward {reward.name!r} can score none of the first {len(sample)} references.")
-            means.append(sum(known) / len(known))
-        notes.append(f"{reward.name}: {means[0]:.3f} for the references, {means[1]:.3f} for those of other rows.")
+    task = rewards.Task({name: rows.train[name] for name in rows.train.column_names})
+    prompted = [{**row, "prompt": data_module.render(recipe.data, row)} for row in sample]
+    found = probe(rewards.prepare(chosen, task), prompted)
+    findings.notes += found.notes
+    findings.warnings += found.warnings
 
 
 def _check_hub(recipe: Recipe) -> None:

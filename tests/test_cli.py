@@ -184,13 +184,32 @@ def test_check_lists_what_to_mend(folder, capsys):
     assert "  1. " in text and "num_generations=3" in text
 
 
+def test_the_rewards_and_one_of_them(capsys):
+    assert call("rewards") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("rouge ") and len(lines) >= 24
+    assert call("rewards", "repetition") == 0
+    assert "How it is gamed:" in capsys.readouterr().out
+    assert call("rewards", "--markdown") == 0
+    assert capsys.readouterr().out.startswith("# Rewards\n")
+    assert call("rewards", "rogue") == 2
+    assert "did you mean 'rouge'?" in capsys.readouterr().err
+
+
+def test_score_with_what_is_known_of_all_rows(tmp_path, capsys):
+    texts = ("a cat sat here", "one dog ran home", "birds flew over it")
+    rows = [{"prediction": text, "references": [text]} for text in texts]
+    assert call("score", write_jsonl(tmp_path / "rows.jsonl", rows), "--reward", "cider") == 0
+    assert "mean 1.0000   always the same  (3 of 3 rows)" in capsys.readouterr().out
+
+
 def test_score_a_file(tmp_path, capsys):
     rows = [{"prediction": "the cat", "references": ["the cat"]}, {"prediction": "a dog", "references": "the cat"}]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     assert call("score", file, "--reward", "rouge", "--reward", "rouge:variant=rouge1,stem=false") == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.split() == ["rouge/rougeL", "0.5000", "(2", "of", "2", "rows)"]
-    assert second.split()[1] == "0.5000"
+    assert first.split() == ["rouge/rougeL", "mean", "0.5000", "0.00", "█", "█", "1.00", "(2", "of", "2", "rows)"]
+    assert second.split()[2] == "0.5000"
     assert call("score", file, "--reward", "length", "--json") == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [{"length/excess": 0.0}] * 2
     assert call("score", tmp_path / "nowhere.jsonl", "--reward", "rouge") == 2

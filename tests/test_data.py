@@ -165,7 +165,7 @@ def test_names_that_trl_takes_itself_are_left_out(tmp_path):
     rows = [{**row, "completions": "x", "image": "y"} for row in make_rows(8)]
     found = load(data(write_jsonl(tmp_path / "r.jsonl", rows)))
     assert found.train.column_names == ["id", "source", "target", "references"]
-    assert found.notes[0] == "Column completions, image is left out: TRL uses the name itself."
+    assert found.notes[0] == "Column completions, image is left out: the name is used in training."
 
 
 def test_templates_take_lists_missing_values_and_braces():

@@ -51,6 +51,37 @@ def test_a_sound_recipe_has_no_problem_and_says_what_it_saw(recipe):
     assert line.startswith("rouge/rougeL: 1.000 for the references, 0.")
 
 
+def test_suspicious_rewards_are_warnings(recipe):
+    findings = preflight.check(recipe(rewards=[{"rouge": {"measure": "recall"}}]))
+    assert findings.problems == []
+    assert any(text.startswith("Against the reference three times, the total") for text in findings.warnings)
+    assert preflight.check(recipe()).warnings == []
+
+
+def test_references_that_rouge_cannot_read(recipe, tmp_path):
+    rows = [{"source": f"слово {n}", "target": f"кот {'ид' * n}"} for n in range(32)]
+    rows = write_jsonl(tmp_path / "cyrillic.jsonl", rows)
+    said = problem(recipe(data={"path": str(rows)}))
+    assert said.startswith("rouge/rougeL: 100% of the references hold no token for tokenizer 'rouge'")
+    findings = preflight.check(
+        recipe(data={"path": str(rows)}, rewards=[{"rouge": {"tokenizer": "words"}}], evaluation={"metrics": ["rouge"]})
+    )
+    assert findings.problems == [] and len(findings.warnings) == 1 and "hold no token" in findings.warnings[0]
+
+
+def test_rewards_over_generated_tokens_and_over_the_training_rows(recipe):
+    entries = ["rouge", "ending", {"overlong": {"limit": 20}}, "cider", {"repetition": {"unit": "tokens"}}]
+    findings = preflight.check(recipe(rewards=entries))
+    assert findings.problems == []
+    assert "overlong: it counts generated tokens, so it is not tried here." in findings.notes
+    assert any(text.startswith("cider: 1.000 for the references, 0.") for text in findings.notes)
+
+
+def test_a_metric_has_no_gate(recipe):
+    said = problem(recipe(evaluation={"metrics": [{"format": {"pattern": "a", "gate": 1}}]}))
+    assert said == "evaluation.metrics: 'format' has a gate, which only rewards have: drop it there."
+
+
 def test_nothing_heavy_is_imported():
     import subprocess
 

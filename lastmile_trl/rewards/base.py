@@ -68,9 +68,10 @@ def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
 
 def source_texts(source: str | None, columns: Mapping[str, Sequence]) -> list[str]:
     """Return the text each completion was made from: a column, or the prompt where `source` names none."""
-    if source is not None:
-        return [str(text) for text in columns[source]]
-    return [prompt_text(prompt) for prompt in columns["prompts"]]
+    sources = columns.get("prompts" if source is None else source)
+    if sources is None or any(text is None for text in sources):
+        raise ValueError("the text it compares with is missing: give every row a `prompt`, or name a `source` column.")
+    return [str(text) for text in sources] if source is not None else list(map(prompt_text, sources))
 
 
 def require(package: str) -> None:

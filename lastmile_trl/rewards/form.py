@@ -40,7 +40,8 @@ class Ending:
 
     end_ids: tuple[int, ...] | None = None
 
-    needs: ClassVar[tuple[str, ...]] = ("completion_ids",)
+    needs: ClassVar[tuple[str, ...]] = ()
+    not_on_texts: ClassVar[str] = "it looks at generated tokens"
 
     def __post_init__(self) -> None:
         if self.end_ids is None:

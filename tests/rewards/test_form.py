@@ -323,6 +323,6 @@ def test_a_file_that_holds_no_schema(tmp_path):
 def test_names_needs_and_pickle():
     rewards = [Ending(end_ids=[2]), Echo(phrases=["a"]), Format(pattern="a"), Format(json_schema={"type": "string"})]
     assert [reward.__name__ for reward in rewards] == ["ending", "echo", "format", "format"]
-    assert [reward.needs for reward in rewards] == [("completion_ids",), (), (), ()]
+    assert [reward.needs for reward in rewards] == [(), (), (), ()]
     assert pickle.loads(pickle.dumps(rewards)) == rewards
     assert {Ending(end_ids=[2]), Echo(phrases=["a"]), Format(choices=["a"])} >= {Ending((2,)), Format(choices=("a",))}
