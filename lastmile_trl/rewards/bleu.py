@@ -71,7 +71,7 @@ class Bleu(_Sacrebleu):
     n-grams. With `effective_order` a completion of one right token has full precision, and only its length is held
     against it.
 
-    Pair it with: `repetition`, `numbers` or `entities`; several references per row help more than any other metric.
+    Pair it with: `repetition`, `numbers` or `entities`. Several references per row make it fairer.
 
     Arguments:
         max_order: the length of the longest n-grams.

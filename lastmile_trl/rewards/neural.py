@@ -236,7 +236,7 @@ def _device() -> str:
     return str(PartialState().device)  # the trainer's, where there is one
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _sentence_encoder(model: str, device: str) -> "SentenceTransformer":
     import torch
     from sentence_transformers import SentenceTransformer
@@ -245,7 +245,7 @@ def _sentence_encoder(model: str, device: str) -> "SentenceTransformer":
         return SentenceTransformer(model, device=device, model_kwargs={"dtype": torch.float32})
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _token_encoder(model: str, layer: int | None, device: str) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
     import torch
     from transformers import AutoModel, AutoTokenizer
