@@ -14,7 +14,7 @@ from itertools import chain, repeat
 from typing import Any, ClassVar, NamedTuple
 
 from lastmile_trl.rewards.base import check_choice, check_flag, check_number, completion_text, reference_texts
-from lastmile_trl.rewards.tokens import load_tokenizer, ngrams, stem
+from lastmile_trl.rewards.tokens import load_tokenizer, ngrams, stems
 
 VARIANTS = (*(f"rouge{n}" for n in range(1, 10)), "rougeL", "rougeLsum")
 
@@ -97,7 +97,7 @@ class Rouge:
         """Return the tokens of each line that has any; but for rougeLsum, the whole text is one line."""
         tokenize = load_tokenizer(self.tokenizer)
         lines = map(tokenize, text.split("\n") if self.variant == "rougeLsum" else [text])
-        return [list(map(stem, tokens)) if self.stem else tokens for tokens in lines if tokens]
+        return [stems(tokens) if self.stem else tokens for tokens in lines if tokens]
 
 
 @dataclass(frozen=True)

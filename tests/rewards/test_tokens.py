@@ -5,7 +5,17 @@ import sys
 import pytest
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.rewards.tokens import TOKENIZERS, characters, load_tokenizer, ngrams, rouge_tokens, stem, words
+from lastmile_trl.rewards import tokens
+from lastmile_trl.rewards.tokens import (
+    TOKENIZERS,
+    characters,
+    load_tokenizer,
+    ngrams,
+    rouge_tokens,
+    stem,
+    stems,
+    words,
+)
 
 
 def test_rouge_tokens_are_those_of_rouge_score_for_every_character():
@@ -84,10 +94,19 @@ def test_stems_are_those_of_rouge_score():
         + generator.choice(endings)
         for _ in range(3_000)
     ]
-    text = " ".join(vocabulary)
-    stems = list(map(stem, vocabulary))
-    assert stems == DefaultTokenizer(use_stemmer=True).tokenize(text)
-    assert sum(word != stemmed for word, stemmed in zip(vocabulary, stems, strict=True)) > 1_000
+    expected = DefaultTokenizer(use_stemmer=True).tokenize(" ".join(vocabulary))
+    assert stems(vocabulary) == list(map(stem, vocabulary)) == expected
+    assert sum(word != stemmed for word, stemmed in zip(vocabulary, expected, strict=True)) > 1_000
+
+
+def test_the_memo_of_stems_is_bounded(monkeypatch):
+    memo = tokens._Stems()
+    monkeypatch.setattr(memo, "SIZE", 3)
+    for word in ["cats", "dogs", "birds", "cats", "flies"]:
+        assert memo[word] == stem(word)
+        assert len(memo) <= 3
+    assert memo["running" * 10] == "running" * 9 + "run"
+    assert memo.keys() == {"flies"}
 
 
 def test_ngrams():
