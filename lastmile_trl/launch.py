@@ -35,14 +35,19 @@ class Launch:
             raise InputError(f"--num_processes must be at least 1, not {processes}.")
         return cls(config, processes, bool(values.get("use_cpu")), str(values.get("distributed_type", "NO")))
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights or the optimiser are spread over the processes."""
+        return self.distributed in ("DEEPSPEED", "FSDP")
+
     def alone(self) -> "Launch":
         """The same device in one process, for what is not distributed."""
         return self if self.processes == 1 else Launch.choose("cpu" if self.cpu else "single_gpu", 1)
 
     def command(self, recipe: Recipe, overrides: list[str]) -> list[str]:
         """The exact command; printed by --dry-run it can be pasted into a shell."""
-        # Without --multi_gpu accelerate starts one process on a CPU, whatever the number says.
-        several = ["--multi_gpu"] if self.cpu and self.processes > 1 else []
+        # Without --multi_gpu accelerate starts one process on a CPU, whatever the number says; with it, it does not shard.
+        several = ["--multi_gpu"] if self.cpu and self.processes > 1 and not self.sharded else []
         return [
             sys.executable, "-m", "accelerate.commands.launch", "--quiet",
             "--config_file", str(self.config), *several, "--num_processes", str(self.processes),
@@ -56,6 +61,8 @@ class Launch:
     def environment(self, debug: bool, force: bool) -> dict[str, str]:
         """What the stage's processes inherit."""
         extra = {"LASTMILE_PROCESSES": str(self.processes), "LASTMILE_FORCE": str(int(force))}
+        if self.sharded:
+            extra["LASTMILE_SHARDED_BY"] = self.distributed
         usual = {"TOKENIZERS_PARALLELISM": "false"}
         if self.cpu:
             extra["ACCELERATE_USE_CPU"] = "true"

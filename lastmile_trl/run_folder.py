@@ -66,6 +66,7 @@ def write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
             "commit": _commit(),
             "device": _device_name(state),
             "processes": state.num_processes,
+            "distributed": state.distributed_type.value,
             "started_from": starts_of(recipe),
             "rewards": sorted(reward.name for reward in rewards.build(recipe.rewards)),
         }

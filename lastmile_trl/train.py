@@ -45,12 +45,15 @@ def run(recipe: Recipe) -> None:
     """Run the stage and fill its run folder."""
     from accelerate import PartialState
 
-    state = PartialState(cpu=on_cpu())
+    state = PartialState(**_device())
     expected = int(os.environ.get("LASTMILE_PROCESSES", state.num_processes))
     if state.num_processes != expected:
         raise RunError(
             f"{expected} processes were asked for, but {state.num_processes} started: use another --accelerate."
         )
+    sharded_by = os.environ.get("LASTMILE_SHARDED_BY", state.distributed_type.value)
+    if state.distributed_type.value != sharded_by:
+        raise RunError(f"{sharded_by} was asked for, but {state.distributed_type.value} started: see --accelerate.")
     started = time.monotonic()
     if state.is_main_process:
         _prepare_folder(recipe)
@@ -77,6 +80,13 @@ def _prepare_folder(recipe: Recipe) -> None:
             for child in recipe.run.iterdir():  # the folder itself may be a link or a mounted disk
                 shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
     recipe.run.mkdir(parents=True, exist_ok=True)
+
+
+def _device() -> dict[str, Any]:
+    """What accelerate has to be told about the device; it shards with DeepSpeed on a CPU only if not told so."""
+    if on_cpu() and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return {"backend": "gloo"}
+    return {"cpu": on_cpu()}
 
 
 def on_cpu() -> bool:
@@ -186,7 +196,8 @@ def _arguments(recipe: Recipe) -> Any:
         **recipe.training,
     }
     if on_cpu():
-        arguments = {"bf16": False, "dataloader_pin_memory": False, **arguments, "use_cpu": True}
+        asked = {"use_cpu": True} if "cpu" in _device() else {"ddp_backend": "gloo"}
+        arguments = {"bf16": False, "dataloader_pin_memory": False, **arguments, **asked}
     if recipe.method == "sft":
         arguments["max_length"] = None  # data.py has shortened the prompts; TRL would cut the end off
     else:

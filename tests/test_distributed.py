@@ -1,5 +1,6 @@
 """Sharded training in two CPU processes, evaluation included: slow, and only where DeepSpeed is installed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -32,11 +33,12 @@ def test_zero_2_and_3_train_the_same_model(tmp_path, tiny_model_folder):
     models = []
     for name in ("zero2", "zero3"):
         config = yaml.safe_load((shipped("accelerate_configs") / f"{name}.yaml").read_text())
-        (tmp_path / f"{name}_cpu.yaml").write_text(yaml.safe_dump({**config, "mixed_precision": "no", "use_cpu": True}))
+        (tmp_path / f"{name}_cpu.yaml").write_text(yaml.safe_dump({**config, "mixed_precision": "no"}))
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
         words = ["run", f"{name}.yaml", "--accelerate", f"{name}_cpu.yaml", "--num_processes", "2"]
         environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
         subprocess.run([sys.executable, "-m", "lastmile_trl", *words], cwd=tmp_path, env=environment, check=True)
+        assert json.loads((tmp_path / "runs" / name / "environment.json").read_text())["distributed"] == "DEEPSPEED"
         models.append(load_file(tmp_path / "runs" / name / "model.safetensors"))
     start = load_file(tiny_model_folder / "model.safetensors")
     for key, value in models[0].items():

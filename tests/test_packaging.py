@@ -64,7 +64,8 @@ def test_every_dependency_has_a_tested_version():
     pinned = {
         line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
-    extras = [item for name in ("quantization", "tracking", "dev") for item in project["optional-dependencies"][name]]
+    names = ("quantization", "tracking", "metrics", "dev")
+    extras = [item for name in names for item in project["optional-dependencies"][name]]
     for requirement in [*project["dependencies"], *extras]:
         name = requirement.split(">=")[0].split("[")[0].replace("_", "-")
         assert name in pinned or name == "lastmile-trl", name

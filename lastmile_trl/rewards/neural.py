@@ -62,6 +62,7 @@ class Embedding:
     batch_size: int = 32
 
     needs: ClassVar[tuple[str, ...]] = ("references",)
+    not_on_texts: ClassVar[str] = "it loads a model"
 
     def __post_init__(self) -> None:
         require("sentence-transformers")
@@ -135,6 +136,7 @@ class BertScore:
     batch_size: int = 32
 
     needs: ClassVar[tuple[str, ...]] = ("references",)
+    not_on_texts: ClassVar[str] = "it loads a model"
 
     def __post_init__(self) -> None:
         _check_model(self.model)
