@@ -1,0 +1,107 @@
+"""The settings of PPO."""
+
+import os
+import warnings
+from dataclasses import dataclass, field
+
+from trl.trainer.grpo_config import GRPOConfig
+
+
+@dataclass
+class PPOConfig(GRPOConfig):
+    """The settings of PPO, on top of GRPO's.
+
+    A roll-out is `steps_per_generation` batches, gone through `num_iterations` times, with an optimiser step every
+    `gradient_accumulation_steps` batches: so `steps_per_generation / gradient_accumulation_steps` minibatches an epoch.
+    """
+
+    num_generations: int = field(default=1, metadata={"help": "Completions of each prompt in a roll-out."})
+    num_iterations: int = field(default=4, metadata={"help": "Epochs over a roll-out."})
+    beta: float = field(default=0.05, metadata={"help": "Weight of the KL penalty, which is part of the reward."})
+    kl_target: float | None = field(
+        default=None,
+        metadata={"help": "Adapt beta so that the KL divergence of a completion comes to this. None keeps it fixed."},
+    )
+    kl_horizon: int = field(default=10000, metadata={"help": "Completions over which beta adapts."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount from token to token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of the generalised advantage estimate."})
+    lam_critic: float = field(default=1.0, metadata={"help": "Lambda of the returns that the critic learns."})
+    whiten_advantages: bool = field(default=True, metadata={"help": "Mean 0, deviation 1 over the whole roll-out."})
+    scale_scores: bool = field(default=False, metadata={"help": "Divide scores by their running deviation."})
+    missing_eos_penalty: float | None = field(
+        default=None, metadata={"help": "Taken off the score of a completion that did not end within its budget."}
+    )
+    target_kl: float | None = field(
+        default=None,
+        metadata={"help": "Leave out the rest of a roll-out's updates once the policy is this far (in approximate KL "
+                          "per token) from the one that sampled it."},
+    )  # fmt: skip
+    critic: str = field(
+        default="shared",
+        metadata={"help": "'shared': a head on the policy's last hidden states. 'copy': trainable weights of its own "
+                          "(its own LoRA adapter, or all of them) over the policy's frozen ones. Else a model, such as "
+                          "a reward model with the policy's tokenizer."},
+    )  # fmt: skip
+    critic_detach: bool = field(
+        default=True, metadata={"help": "Whether the shared critic leaves the policy's weights alone."}
+    )
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Default: learning_rate, or ten times it for the shared critic's head."}
+    )
+    value_warmup_steps: int = field(default=0, metadata={"help": "First steps in which only the critic learns."})
+    cliprange_value: float | None = field(
+        default=0.2,
+        metadata={"help": "How far a value may move in a roll-out, in deviations of its returns. None is no limit."},
+    )
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss where it reaches the policy."})
+
+    def __post_init__(self):
+        for name, (valid, what) in {
+            "loss_type": (("dapo",), "its losses are sums over the tokens of all processes"),
+            "importance_sampling_level": (("token",), "it has an advantage for every token"),
+            "multi_objective_aggregation": (("sum_then_normalize",), "its critic needs one score"),
+            "off_policy_mask_threshold": ((None,), "the clipped ratio bounds each update"),
+        }.items():
+            if getattr(self, name) not in valid:
+                raise ValueError(f"PPO takes {name}={valid[0]!r} only, not {getattr(self, name)!r}: {what}.")
+        for name in ("critic_learning_rate", "value_warmup_steps", "missing_eos_penalty", "target_kl", "kl_target"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}.")
+        for name in ("gamma", "lam", "lam_critic"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)!r}.")
+        if self.kl_target is not None and self.beta == 0:
+            raise ValueError("kl_target adapts beta by a factor, so beta must not be 0.")
+        group = self.num_generations
+        if group == 1:  # GRPO refuses a group of one; a critic needs no group, and any group size divides by one
+            self.num_generations = self._two_or_more()
+        super().__post_init__()
+        if group == 1:
+            self.num_generations, self.num_generations_eval = 1, self.num_generations_eval or 1
+        self._save_on_boundaries()
+
+    def _two_or_more(self) -> int:
+        """A group size that GRPO's own check of the batch lets pass."""
+        steps = self.steps_per_generation or self.gradient_accumulation_steps
+        size = self.generation_batch_size or self.per_device_train_batch_size * steps
+        if size < 2:  # the number of processes is known to the parent class only later
+            size *= int(os.environ.get("WORLD_SIZE", 1))
+        if size < 2:
+            raise ValueError("PPO whitens over a roll-out, so one needs at least 2 completions: raise a batch size.")
+        return size
+
+    def _save_on_boundaries(self) -> None:
+        """Between two roll-outs a resumed run is the uninterrupted one; within one, its completions would be lost."""
+        cycle = self.optimizer_steps_per_rollout
+        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % cycle:
+            steps = int(-(-self.save_steps // cycle) * cycle)
+            warnings.warn(
+                f"save_steps={self.save_steps:g} falls within a roll-out of {cycle} optimiser steps: {steps} is used.",
+                stacklevel=2,
+            )
+            self.save_steps = steps
+
+    @property
+    def optimizer_steps_per_rollout(self) -> int:
+        """How many optimiser steps one roll-out is used for."""
+        return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
