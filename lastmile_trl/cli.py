@@ -181,8 +181,8 @@ def _rewards(words: argparse.Namespace) -> int:
     elif words.name:
         _print(describe(words.name).text())
     else:
-        for name, what, values in overview():
-            _print(f"{name:24}{values:12} {what}")
+        for name, what, _ in overview():
+            _print(f"{name:24}{what}")
     return 0
 
 

@@ -46,7 +46,7 @@ class Launch:
 
     def command(self, recipe: Recipe, overrides: list[str]) -> list[str]:
         """The exact command; printed by --dry-run it can be pasted into a shell."""
-        # Without --multi_gpu accelerate starts one process on a CPU, whatever the number says; with it, it does not shard.
+        # Without --multi_gpu accelerate starts one process on a CPU, and with it, it does not shard.
         several = ["--multi_gpu"] if self.cpu and self.processes > 1 and not self.sharded else []
         return [
             sys.executable, "-m", "accelerate.commands.launch", "--quiet",

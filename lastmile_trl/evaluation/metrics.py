@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
+from lastmile_trl.rewards.repetition import Repetition
 
 if TYPE_CHECKING:
     from lastmile_trl.evaluation.decoding import Output
@@ -75,9 +76,7 @@ def repeated_3grams(text: str) -> float:
     >>> repeated_3grams("a b c a b c")  # of abc, bca, cab, abc the last is a repeat
     0.25
     """
-    words = text.split()
-    trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
+    return abs(Repetition(n=3)([text])[0])
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list]:

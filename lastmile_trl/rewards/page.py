@@ -20,7 +20,7 @@ under `evaluation.metrics:` it is a metric, and in Python it is a function:
 ```python
 from lastmile_trl import rewards
 
-chosen = rewards.build(["rouge", {"length": {"weight": 0.2}}])
+chosen = rewards.build(["rouge", {"length": {"weight": 0.2}])
 rewards.score(chosen, [{"prediction": "the cat sat", "references": ["the cat sat down"]}])
 chosen[0](completions=["the cat sat"], references=["the cat sat down"])  # as a TRL trainer calls it
 ```
@@ -32,17 +32,17 @@ of that reward. Of several references the best counts, unless a reward says othe
 for a file, and `lastmile check RECIPE` what the recipe's rewards say about texts whose worth is known: the references,
 those of other rows, an empty text, the reference three times, a copy of the prompt.
 
-{table}
+TABLE
 
 ## Combining rewards
 
 ```yaml
 rewards:
-  - format: {{json_schema: schema.json, gate: 1}}     # what does not hold the format counts nothing
-  - rouge: {{variant: rougeL, weight: 1.0}}
-  - rouge: {{variant: rouge2, weight: 0.5}}           # another variant, another name: rouge/rouge2
-  - cider: {{clip: [0, 0.5], scale: 2}}               # first limited, then multiplied
-  - repetition: {{n: 4, name: repeated_4grams, weight: 0.5}}
+  - format: {json_schema: schema.json, gate: 1}     # what does not hold the format counts nothing
+  - rouge: {variant: rougeL, weight: 1.0}
+  - rouge: {variant: rouge2, weight: 0.5}           # another variant, another name: rouge/rouge2
+  - cider: {clip: [0, 0.5], scale: 2}               # first limited, then multiplied
+  - repetition: {n: 4, name: repeated_4grams, weight: 0.5}
 ```
 
 Every reward takes these arguments beside its own:
@@ -84,8 +84,8 @@ class Mentions:
 
 ```yaml
 rewards:
-  - my_rewards:polite: {{weight: 0.1}}
-  - my_rewards:Mentions: {{column: tags}}
+  - my_rewards:polite: {weight: 0.1}
+  - my_rewards:Mentions: {column: tags}
 ```
 
 A function or class gets the columns of the data set by name, and `prompts`, `completions` and `completion_ids`. Chat
@@ -173,15 +173,16 @@ def _one_item(text: str) -> str:
 def overview() -> list[tuple[str, str, str]]:
     """Each reward's name, first sentence and range."""
     described = map(describe, REGISTRY)
-    return [(one.name, _first(one.summary), _first(one.parts["Range"])) for one in described]
+    return [(one.name, _first(one.summary), _first(one.parts["Range"], ".;,")) for one in described]
 
 
-def _first(text: str) -> str:
-    return re.split(r"(?<=[.:;])\s", _joined(text), maxsplit=1)[0].rstrip(".:;")
+def _first(text: str, ends: str = ".") -> str:
+    """The text up to the first of these marks that white space follows, but for those within brackets."""
+    return re.split(rf"(?<=[{ends}])\s(?![^\[(]*[\])])", _joined(text), maxsplit=1)[0].rstrip(ends)
 
 
 def page() -> str:
     """The whole page, as Markdown."""
     rows = [f"| [`{name}`](#{name}) | {what} | {range} |" for name, what, range in overview()]
     table = "\n".join(["| reward | what it is | range |", "| --- | --- | --- |", *rows])
-    return "\n".join([HEAD.format(table=table), *(describe(name).markdown() for name in REGISTRY)])
+    return "\n".join([HEAD.replace("TABLE", table), *(describe(name).markdown() for name in REGISTRY)])
