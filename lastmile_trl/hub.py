@@ -31,6 +31,7 @@ METHODS = {
     "sft": "supervised fine-tuning (SFT)",
     "grpo": "reinforcement learning (GRPO)",
     "rloo": "reinforcement learning (RLOO)",
+    "ppo": "reinforcement learning (PPO)",
 }
 SECRETS = {"token", "hub_token", "push_to_hub_token", "use_auth_token", "api_key", "password", "secret"}
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")

@@ -251,7 +251,7 @@ def prompts_per_generation(recipe: Recipe, processes: int) -> int:
 
     batch, group = value("per_device_train_batch_size") * processes, value("num_generations")
     completions, steps = value("generation_batch_size"), value("steps_per_generation")
-    if group < 2:
+    if group < 2 and recipe.method != "ppo":
         raise InputError(f"training.num_generations is {group}, but {recipe.method} compares at least 2 completions.")
     if completions and steps:
         raise InputError("Set training.generation_batch_size or training.steps_per_generation, not both.")

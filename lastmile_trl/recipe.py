@@ -72,9 +72,10 @@ METHODS = {  # method -> the class of its `training` section
     "sft": "trl.trainer.sft_config:SFTConfig",
     "grpo": "trl.trainer.grpo_config:GRPOConfig",
     "rloo": "trl.trainer.rloo_config:RLOOConfig",
+    "ppo": "lastmile_trl.trainers.ppo_config:PPOConfig",
     "evaluate": "lastmile_trl.recipe:EvaluateConfig",
 }
-RL = ("grpo", "rloo")
+RL = ("grpo", "rloo", "ppo")
 SECTIONS = {  # section -> its class; `training` depends on the method, `rewards` is a list
     "model": "trl.trainer.model_config:ModelConfig",
     "data": "lastmile_trl.recipe:Data",

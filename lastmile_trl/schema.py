@@ -77,8 +77,10 @@ def _home(name: str, module: str, tree: ast.Module) -> str | None:
     if any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body):
         return module
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names) and node.level:
-            return ".".join([*module.split(".")[: -node.level], node.module])
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            if node.level:
+                return ".".join([*module.split(".")[: -node.level], node.module])
+            return node.module if "." in node.module else None
     return None
 
 

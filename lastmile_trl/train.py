@@ -37,7 +37,12 @@ if TYPE_CHECKING:
 
     from .evaluation.decoding import Output
 
-TRAINERS = {"sft": "trl:SFTTrainer", "grpo": "trl:GRPOTrainer", "rloo": "trl:RLOOTrainer"}
+TRAINERS = {
+    "sft": "trl:SFTTrainer",
+    "grpo": "trl:GRPOTrainer",
+    "rloo": "trl:RLOOTrainer",
+    "ppo": "lastmile_trl.trainers.ppo:PPOTrainer",
+}
 OUTPUTS = "text, ids, ended"  # what is kept of each completion
 
 

@@ -18,6 +18,9 @@ from .conftest import make_rows, write_jsonl
 RUN_FILES = {"recipe.yaml", "environment.json", "history.jsonl", "evaluation.json", "report.html", "README.md"}
 
 
+PPO = {"ppo": {"critic_learning_rate": 1e-3, "num_iterations": 2, "max_steps": 30}}
+
+
 def short_completion(completions, **columns):
     """A reward that any policy can raise: fewer characters."""
     return [-len(text) / 40 for text in completions]
@@ -49,9 +52,11 @@ def recipe(tmp_path, tiny_model_folder):
             },
             "evaluation": {"rows": 6, "max_new_tokens": 12},
         }
-        if method in ("grpo", "rloo"):
+        if method in ("grpo", "rloo", "ppo"):
             values["rewards"] = ["rouge"]
             values["training"] |= {"num_generations": 4, "max_completion_length": 12}
+        if method == "ppo":
+            values["training"]["num_iterations"] = 1  # so that every step has completions to log
         for name, section in sections.items():
             values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
         return Recipe(Path("test.yaml"), values)
@@ -63,7 +68,7 @@ def history(recipe):
     return run_folder.history(recipe.run)
 
 
-@pytest.mark.parametrize("method", ["sft", "grpo", "rloo"])
+@pytest.mark.parametrize("method", ["sft", "grpo", "rloo", "ppo"])
 def test_a_run_leaves_everything_in_its_folder(recipe, method):
     stage = recipe(method, evaluation={"every": 1})
     train.run(stage)
@@ -95,12 +100,12 @@ def test_sft_learns_and_then_says_what_it_learned(recipe, tmp_path):
     assert train.generate(stage.run, ["the big red cat =>"], max_new_tokens=12) == [" dog on mat"]
 
 
-@pytest.mark.parametrize("method", ["grpo", "rloo"])
+@pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
 def test_the_reward_rises(recipe, method):
     stage = recipe(
         method,
         rewards=[{"tests.test_train:short_completion": {"weight": 1.0}}],
-        training={"max_steps": 15, "num_generations": 8, "per_device_train_batch_size": 32},
+        training={"max_steps": 15, "num_generations": 8, "per_device_train_batch_size": 32, **PPO.get(method, {})},
     )
     train.run(stage)
     rewards = [row["reward"] for row in history(stage) if "reward" in row]
@@ -193,7 +198,7 @@ def lora(recipe, start, **keys):
     return {"model_name_or_path": str(start), **LORA, **keys}
 
 
-@pytest.mark.parametrize("method", ["grpo", "rloo"])
+@pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_rl_goes_on_with_the_sft_adapter_and_its_kl_is_to_the_sft_model(recipe, tiny_model_folder, method, four_bit):
     quantised = {"load_in_4bit": True} if four_bit else {}

@@ -5,38 +5,27 @@ the KL penalty and the score as rewards of tokens, generalised advantages, the c
 """
 
 import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast, is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import disable_dropout_in_model
 
+from lastmile_trl.trainers.estimates import gae, merged, moments, next_beta, value_loss
 from lastmile_trl.trainers.ppo_config import PPOConfig
 
 CRITIC_WEIGHTS, CRITIC_STATE = "critic.safetensors", "critic.pt"
 
-
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """Generalised advantage estimates over the tokens where mask is 1; the others are skipped as if not there.
-
-    >>> one = torch.ones(1, 3)
-    >>> gae(torch.tensor([[-0.01, -0.02, 0.97]]), torch.tensor([[0.2, 0.3, 0.5]]), one, 1.0, 0.95)
-    tensor([[0.6852, 0.6265, 0.4700]])
-    """
-    advantages = torch.zeros_like(rewards)
-    advantage = following = torch.zeros_like(rewards[:, 0])
-    for token in reversed(range(rewards.size(1))):
-        trained = mask[:, token].bool()
-        change = rewards[:, token] + gamma * following - values[:, token]
-        advantage = torch.where(trained, change + gamma * lam * advantage, advantage)
-        following = torch.where(trained, values[:, token], following)
-        advantages[:, token] = advantage * trained
-    return advantages
+# --- the critic ----------------------------------------------------------------------------------------------------
 
 
 class Critic(nn.Module):
@@ -54,7 +43,8 @@ class Critic(nn.Module):
         """The value before each of the last `keep` tokens is written."""
         if self.backbone is not None:
             hidden = self.backbone(**inputs, use_cache=False).last_hidden_state
-        return self.head(hidden[:, -keep - 1 : -1].to(self.head[0].weight.dtype)).squeeze(-1).float()
+        with torch.autocast(hidden.device.type, enabled=False):  # values differ by less than bfloat16 can tell
+            return self.head(hidden[:, -keep - 1 : -1].float()).squeeze(-1)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are its own."""
@@ -71,64 +61,64 @@ class _Updates(TrainerCallback):
         self.trainer._before_optimizer_step()
 
 
+# --- the trainer ---------------------------------------------------------------------------------------------------
+
+
 class PPOTrainer(GRPOTrainer):
     """GRPO's trainer with a critic; takes the same arguments, and a PPOConfig."""
 
     _tag_names = ["trl", "ppo"]
     _name = "PPO"
+    _paper = {"title": "Proximal Policy Optimization Algorithms", "id": "1707.06347"}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if not isinstance(self.args, PPOConfig):
+            raise TypeError(f"PPOTrainer takes args=PPOConfig(...), not a {type(self.args).__name__}.")
+        self._shared = self.args.critic == "shared"
+        self._joint = self._shared and not self.args.critic_detach
         self._refuse_what_does_not_work()
-        # The processes' generators differ here, and the critics must not.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.args.seed)
-            self.critic = self._make_critic().to(self.accelerator.device).train()
-        rate = self.args.critic_learning_rate
-        self._critic_rate = rate if rate is not None else self.args.learning_rate * (10 if self._is_shared else 1)
-        self.critic_optimizer = torch.optim.AdamW(self.critic.trained().values(), lr=self._critic_rate, weight_decay=0)
-        self._joint = self._is_shared and not self.args.critic_detach
-        self._values: list[Tensor] | None = None  # a list while a pass over completions is listened to
-        self._logps: Tensor | None = None
+        self.critic = self._make_critic().to(self.accelerator.device).train()
+        for parameter in self.critic.trained().values():  # the processes' generators differ
+            parameter.data = broadcast(parameter.data)
+        self.critic_optimizer = self._make_optimizer()
+        self._heard: list[Tensor] | None = None  # a list while a pass over completions is listened to
+        self._passes: list[tuple[Tensor, Tensor | None]] = []
         self._drift = torch.zeros(2, device=self.accelerator.device)  # sum of approximate KL, tokens
         self._left_out = False
-        self._score_moments = torch.zeros(3, dtype=torch.float64)  # number, mean, sum of squared deviations
+        self._counted_scores = torch.zeros(3, dtype=torch.float64)
         self.add_callback(_Updates(self))
 
     def _refuse_what_does_not_work(self) -> None:
         args, sharded = self.args, self.is_fsdp_enabled or self.is_deepspeed_enabled
         drops = args.target_kl is not None or args.value_warmup_steps > 0
-        joint = self._is_shared and not args.critic_detach
         for wrong, why in (
-            (sharded and not self._is_shared, f"critic={args.critic!r} would lie whole on every process, where FSDP "
+            (sharded and not self._shared, f"critic={args.critic!r} would lie whole on every process, where FSDP "
              "and DeepSpeed shard the policy: use critic='shared'"),
-            (sharded and joint, "critic_detach=False does not work with FSDP and DeepSpeed: use critic_detach=True"),
+            (sharded and self._joint, "critic_detach=False does not work with FSDP and DeepSpeed: use "
+             "critic_detach=True"),
             (self.is_deepspeed_enabled and drops, "target_kl and value_warmup_steps leave steps out, and DeepSpeed's "
              "optimiser takes them all: set them to null and 0"),
-            (args.fp16 and (drops or joint), "fp16 scales the gradients that target_kl, value_warmup_steps and "
-             "critic_detach=False need as they are: use bf16"),
+            (args.fp16 and (drops or self._joint or not self._shared), "fp16 scales gradients, which only a shared "
+             "critic with critic_detach=True, without target_kl and value_warmup_steps, stands: use bf16"),
         ):  # fmt: skip
             if wrong:
                 raise ValueError(f"PPO: {why}.")
 
-    # --- the critic ------------------------------------------------------------------------------------------------
-
-    @property
-    def _is_shared(self) -> bool:
-        return self.args.critic == "shared"
-
     def _make_critic(self) -> Critic:
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
         backbone = None
-        if self._is_shared:
+        if self._shared:
             policy.base_model.register_forward_hook(self._hear)
         elif self.args.critic == "copy":
             frozen = {id(parameter): parameter for parameter in policy.parameters() if not parameter.requires_grad}
             backbone = copy.deepcopy(policy.base_model, frozen)
         else:
             backbone = self._load_backbone(self.args.critic)
-        if backbone is not None and self.args.gradient_checkpointing:
-            backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+        if backbone is not None:
+            disable_dropout_in_model(backbone)
+            if self.args.gradient_checkpointing:
+                backbone.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
         return Critic((backbone or policy).config.get_text_config().hidden_size, backbone)
 
     def _load_backbone(self, name: str) -> nn.Module:
@@ -136,40 +126,150 @@ class PPOTrainer(GRPOTrainer):
             raise ValueError(f"critic={name!r} has another tokenizer than the policy, so it cannot read its tokens.")
         return AutoModel.from_pretrained(name, dtype=torch.float32)
 
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW, with a rate of its own for the new head: the policy's would never teach it."""
+        head = list(self.critic.head.parameters())
+        rest = [parameter for name, parameter in self.critic.trained().items() if not name.startswith("head.")]
+        rate, new_rate = self.args.critic_learning_rate, 0.2 / head[0].size(0)  # a value moves by about 0.1 a step
+        rates = (new_rate, self.args.learning_rate) if rate is None else (rate, rate)
+        groups = [{"params": part, "initial_lr": rate} for part, rate in zip((head, rest), rates, strict=True) if part]
+        return torch.optim.AdamW(groups, weight_decay=0)
+
     def _hear(self, module: nn.Module, args: tuple, output: Any) -> None:
         """While a pass over completions runs: the values of the policy's own last hidden states."""
-        if self._values is not None:
+        if self._heard is not None:
             hidden = output.last_hidden_state
-            hidden = hidden if self._joint else hidden.detach()
-            with torch.autocast(hidden.device.type, enabled=False):
-                self._values.append(self.critic(hidden, keep=self._keep))
+            self._heard.append(self.critic(hidden if self._joint else hidden.detach(), keep=self._keep))
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        self._keep, self._values = logits_to_keep, []
+        self._keep, self._heard = logits_to_keep, []
         found = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
-        heard, self._values = self._values, None
+        heard, self._heard = self._heard, None
         self._passes.append((found[0], torch.cat(heard) if heard else None))
         return found
 
-    def _own_values(self, batch: dict[str, Tensor], size: int) -> Tensor:
-        """Values by a critic with a backbone of its own."""
+    def _first_pass(self, batch: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and values of the pass over the policy; one over its reference may follow."""
+        (logps, values), self._passes = self._passes[0], []
+        if values is not None:
+            return logps, values
+        if "pixel_values" in batch:
+            raise ValueError(f"PPO: critic={self.args.critic!r} does not see images: use critic='shared'.")
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1).split(size)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1).split(size)
-        keep = batch["completion_ids"].size(1)
         with self.accelerator.autocast():
-            return torch.cat(
-                [self.critic(keep=keep, input_ids=i, attention_mask=m) for i, m in zip(ids, mask, strict=True)]
-            )
+            values = [
+                self.critic(keep=logps.size(1), input_ids=part, attention_mask=part_mask)
+                for part, part_mask in zip(ids, mask, strict=True)
+            ]
+        return logps, torch.cat(values)
+
+    # --- a roll-out: values, rewards of tokens, advantages ---------------------------------------------------------
+
+    def _calculate_rewards(self, *args, **kwargs):
+        self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)  # TRL hands on only group advantages
+        return self._rewards_per_func
+
+    def _generate_and_score_completions(self, inputs):
+        args, mode = self.args, "train" if self.model.training else "eval"
+        self._passes = []
+        with _set(self, "num_iterations", math.inf):  # TRL spares the old log-probabilities where one step uses them
+            batch = super()._generate_and_score_completions(inputs)
+        size = args.per_device_train_batch_size if mode == "train" else args.per_device_eval_batch_size
+        with torch.no_grad():
+            old_logps, values = self._first_pass(batch, size)
+        scores, scored = self._scores(batch, mode)
+        mask = (batch["completion_mask"] * batch.get("tool_mask", 1) * scored.unsqueeze(1)).float()
+        values = values * mask
+
+        rewards = torch.zeros_like(values)
+        if self.beta:
+            kl = (old_logps - batch["ref_per_token_logps"]) * mask
+            rewards -= self.beta * kl
+            self._log(mode, "kl", kl, mask)
+            self._log(mode, "kl_per_completion", kl.sum(1), mask.any(1))
+            if mode == "train" and args.kl_target is not None:
+                self._metrics[mode]["beta"].append(self.beta)
+                mean = self._metrics[mode]["kl_per_completion"][-1]
+                self.beta = next_beta(self.beta, mean, args.kl_target, args.generation_batch_size, args.kl_horizon)
+        last = (mask * torch.arange(1, mask.size(1) + 1, device=mask.device)).argmax(1)
+        rewards[torch.arange(len(mask)), last] += scores * mask.any(1)
+
+        advantages = gae(rewards, values, mask, args.gamma, args.lam)
+        errors = gae(rewards, values, mask, args.gamma, args.lam_critic)
+        returns = values + errors
+        self._log_explained(mode, errors, returns, mask)
+        if args.whiten_advantages:
+            mean, variance = moments(advantages, mask, self._total)
+            advantages = (advantages - mean) * torch.rsqrt(variance + 1e-8) * mask
+        self._log_advantages(mode, advantages.sum(1) / mask.sum(1).clamp(min=1))
+        if mode == "train":
+            self._left_out = False
+        return batch | {
+            "old_per_token_logps": old_logps,
+            "old_values": values,
+            "returns": returns,
+            "advantages": advantages,
+            "trained": mask,
+            "num_items_in_batch": self._total(mask.sum()),
+            "typical_return": moments(returns**2, mask, self._total)[0].sqrt(),
+        }
+
+    def _scores(self, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the rewards of this process's completions, and which have any."""
+        everyone = (self._rewards_per_func * self.reward_weights.to(self._rewards_per_func.device)).nansum(1)
+        scored = ~self._rewards_per_func.isnan().all(1)
+        if self.args.scale_scores:
+            if mode == "train":
+                self._counted_scores = merged(self._counted_scores, everyone[scored].double().cpu())
+            number, _, squares = self._counted_scores.tolist()
+            everyone = everyone / (squares / (number - 1)) ** 0.5 if squares else everyone
+        size = len(batch["completion_ids"])
+        rows = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
+        scores = everyone[rows]
+        if self.args.missing_eos_penalty is not None:
+            final = (batch["completion_mask"].sum(1, keepdim=True) - 1).clamp(min=0)
+            ends = torch.tensor(self.eos_token_ids, device=final.device)
+            ended = torch.isin(batch["completion_ids"].gather(1, final).squeeze(1), ends)
+            scores = scores - self.args.missing_eos_penalty * ~ended
+        return scores, scored[rows]
+
+    # --- the updates -----------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model, inputs):
+        mode, mask = "train" if self.model.training else "eval", inputs["trained"]
+        self._passes = []
+        with _set(self, "beta", 0.0):  # the KL penalty is in the rewards
+            loss = super()._compute_loss(model, inputs)
+        logps, values = self._first_pass(inputs, len(mask))
+
+        log_ratio = (logps.detach() - inputs["old_per_token_logps"]) * mask
+        self._log(mode, "ratio", log_ratio.exp(), mask)
+        limit = self.args.cliprange_value
+        reach = math.inf if limit is None else limit * inputs["typical_return"]
+        errors = value_loss(values, inputs["old_values"], inputs["returns"], reach) * mask
+        self._log(mode, "value/loss", errors.detach(), mask)
+        if mode == "eval":
+            return loss
+
+        drift = log_ratio.exp() - 1 - log_ratio  # never negative, and less noisy than the log ratio itself
+        self._drift += torch.stack([drift.sum(), mask.sum()])
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes  # of a roll-out
+        errors = errors.sum() / (tokens * self.args.gradient_accumulation_steps / self.args.steps_per_generation)
+        if self._joint:
+            return loss + self.args.vf_coef * errors
+        errors.backward()  # apart from the policy's graph, whatever wraps that
+        return loss
 
     def _before_optimizer_step(self) -> None:
         """Step the critic; leave the policy's step out while the values warm up, or once the policy is too far."""
-        drift, tokens = self.accelerator.reduce(self._drift, "sum").tolist()
-        self._drift.zero_()
+        drift, tokens = self._total(self._drift).tolist()
+        self._drift = torch.zeros_like(self._drift)
         drift /= max(tokens, 1)
-        self._metrics["train"]["approx_kl"].append(drift)
         self._left_out |= self.args.target_kl is not None and drift > self.args.target_kl
+        self._metrics["train"]["approx_kl"].append(drift)
         self._metrics["train"]["updates_left_out"].append(float(self._left_out))
         if self._left_out or self.state.global_step < self.args.value_warmup_steps:
             for parameter in self.model.parameters():
@@ -179,16 +279,18 @@ class PPOTrainer(GRPOTrainer):
         self.critic_optimizer.zero_grad()
 
     def _step_critic(self) -> None:
-        parameters = [parameter for parameter in self.critic.trained().values() if parameter.grad is not None]
-        if self.accelerator.num_processes > 1:
-            for parameter in parameters:
+        parameters = list(self.critic.trained().values())
+        for parameter in parameters:
+            if parameter.grad is not None:
                 parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         if self.args.max_grad_norm:
             nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
         schedule = self.lr_scheduler.get_last_lr()[0] / self.args.learning_rate if self.args.learning_rate else 1.0
         for group in self.critic_optimizer.param_groups:
-            group["lr"] = self._critic_rate * schedule
+            group["lr"] = group["initial_lr"] * schedule
         self.critic_optimizer.step()
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -199,167 +301,51 @@ class PPOTrainer(GRPOTrainer):
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            state = {"optimizer": self.critic_optimizer.state_dict(), "beta": self.beta, "scores": self._score_moments}
+            state = {"optimizer": self.critic_optimizer.state_dict(), "beta": self.beta, "scores": self._counted_scores}
             torch.save(state, Path(output_dir, CRITIC_STATE))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        self.critic.load_state_dict(load_file(Path(checkpoint, CRITIC_WEIGHTS)), strict=False)
+        weights = load_file(Path(checkpoint, CRITIC_WEIGHTS))
+        for name, parameter in self.critic.trained().items():
+            parameter.data.copy_(weights[name])
         state = torch.load(Path(checkpoint, CRITIC_STATE), map_location="cpu", weights_only=True)
         self.critic_optimizer.load_state_dict(state["optimizer"])
-        self.beta, self._score_moments = state["beta"], state["scores"]
-
-    # --- a roll-out: values, rewards of tokens, advantages ---------------------------------------------------------
-
-    def _calculate_rewards(self, *args, **kwargs):
-        self._rewards_per_func = super()._calculate_rewards(*args, **kwargs)  # TRL hands on only group advantages
-        return self._rewards_per_func
-
-    def _generate_and_score_completions(self, inputs):
-        self._passes = []
-        batch = super()._generate_and_score_completions(inputs)
-        mode = "train" if self.model.training else "eval"
-        old_logps, values = self._old_pass(batch, mode)
-        mask = (batch["completion_mask"] * batch.get("tool_mask", 1)).float()
-        scores, unscored = self._scores(batch, mode)
-        mask = mask * ~unscored.unsqueeze(1)  # what no reward could score teaches nothing
-        values = values * mask
-
-        rewards = torch.zeros_like(values)
-        if self.beta:
-            kl = (old_logps - batch["ref_per_token_logps"]) * mask
-            rewards -= self.beta * kl
-            self._log(mode, "kl", kl, mask)
-            self._log(mode, "kl_per_completion", kl.sum(1))
-            if mode == "train":
-                self._adapt_beta(kl.sum(1))
-        last = (mask * torch.arange(1, mask.size(1) + 1, device=mask.device)).argmax(1)
-        rewards[torch.arange(len(mask)), last] += scores * mask.any(1)
-
-        advantages = gae(rewards, values, mask, self.args.gamma, self.args.lam)
-        errors = gae(rewards, values, mask, self.args.gamma, self.args.lam_critic)
-        batch["old_per_token_logps"], batch["old_values"], batch["returns"] = old_logps, values, values + errors
-        batch["scored"] = mask
-        _, spread = self._moments(batch["returns"], mask)
-        self._metrics[mode]["value/explained_variance"].append(
-            (1 - self._moments(errors, mask)[1] / (spread + 1e-8)).item()
-        )
-        batch["value_range"] = spread.sqrt() * (self.args.cliprange_value or 0)
-        if self.args.whiten_advantages:
-            mean, variance = self._moments(advantages, mask)
-            advantages = (advantages - mean) * torch.rsqrt(variance + 1e-8) * mask
-        batch["advantages"] = advantages
-        self._log_advantages(mode, advantages.sum(1) / mask.sum(1).clamp(min=1))
-        return batch
-
-    def _old_pass(self, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and values of the sampled tokens, by the forward that the updates use too."""
-        args, keep = self.args, batch["completion_ids"].size(1)
-        size = args.per_device_train_batch_size if mode == "train" else args.per_device_eval_batch_size
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
-            if "old_per_token_logps" not in batch:  # TRL spares them where one roll-out is one step
-                self._passes = []
-                ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-                attended = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
-                self._get_per_token_logps_and_entropies(self.model, ids, attended, keep, size)
-            logps, values = self._passes[0]  # a later one is the reference's
-            return logps, values if values is not None else self._own_values(batch, size)
-
-    def _scores(self, batch: dict[str, Tensor], mode: str) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the rewards of this process's completions, and which have none."""
-        everyone = (self._rewards_per_func * self.reward_weights.to(self._rewards_per_func.device)).nansum(1)
-        unscored = self._rewards_per_func.isnan().all(1)
-        if self.args.scale_scores:
-            if mode == "train":
-                self._score_moments = _with(self._score_moments, everyone[~unscored].double().cpu())
-            number, _, squares = self._score_moments.tolist()
-            everyone = everyone / max((squares / max(number - 1, 1)) ** 0.5, 1e-8) if squares else everyone
-        size = len(batch["completion_ids"])
-        rows = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
-        scores = everyone[rows]
-        if self.args.missing_eos_penalty is not None:
-            mask = batch["completion_mask"]
-            final = batch["completion_ids"].gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0)).squeeze(1)
-            ended = torch.isin(final, torch.tensor(self.eos_token_ids, device=final.device))
-            scores = scores - self.args.missing_eos_penalty * ~ended
-        return scores, unscored[rows]
-
-    def _adapt_beta(self, kl: Tensor) -> None:
-        if self.args.kl_target is not None:
-            kl = self.accelerator.gather(kl)
-            error = (kl.mean().item() / self.args.kl_target) - 1
-            self._metrics["train"]["beta"].append(self.beta)
-            self.beta *= 1 + max(-0.2, min(0.2, error)) * len(kl) / self.args.kl_horizon
-
-    # --- the loss --------------------------------------------------------------------------------------------------
-
-    def _compute_loss(self, model, inputs):
-        beta, self.beta, self._passes = self.beta, 0.0, []  # the KL penalty is in the rewards, not in the loss
-        try:
-            loss = super()._compute_loss(model, inputs)
-        finally:
-            self.beta = beta
-        mode = "train" if self.model.training else "eval"
-        mask = (inputs["completion_mask"] * inputs.get("tool_mask", 1)).float()
-        logps, values = self._passes[0]
-        values = self._own_values(inputs, len(mask)) if values is None else values
-        self._log_ratio(mode, (logps.detach() - inputs["old_per_token_logps"]) * mask, mask)
-
-        old, returns, reach = inputs["old_values"], inputs["returns"], inputs["value_range"]
-        errors = (values - returns) ** 2
-        if self.args.cliprange_value is not None:
-            errors = torch.max(errors, (old + (values - old).clamp(-reach, reach) - returns) ** 2)
-        errors = 0.5 * errors * inputs["scored"]
-        self._log(mode, "value/loss", errors.detach(), inputs["scored"])
-        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes  # of the roll-out
-        if mode == "eval":
-            return loss
-        value_loss = errors.sum() / (tokens * self.current_gradient_accumulation_steps / self.args.steps_per_generation)
-        if self._joint:
-            return loss + self.args.vf_coef * value_loss
-        value_loss.backward()  # apart from the policy's graph, whatever wraps that
-        return loss
-
-    def _log_ratio(self, mode: str, log_ratio: Tensor, mask: Tensor) -> None:
-        drift = log_ratio.exp() - 1 - log_ratio  # never negative, and less noisy than the log ratio itself
-        if mode == "train":
-            self._drift += torch.stack([drift.sum(), mask.sum()])
-        self._log(mode, "ratio", log_ratio.exp(), mask)
+        self.beta, self._counted_scores = state["beta"], state["scores"]
 
     # --- numbers over all processes --------------------------------------------------------------------------------
 
-    def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance over the masked tokens of all processes."""
-        number, total = self.accelerator.reduce(torch.stack([mask.sum(), (values * mask).sum()]), "sum")
-        mean = total / number.clamp(min=1)
-        squares = self.accelerator.reduce((((values - mean) ** 2) * mask).sum(), "sum")
-        return mean, squares / number.clamp(min=1)
+    def _total(self, part: Tensor) -> Tensor:
+        return self.accelerator.reduce(part, "sum")
 
-    def _log(self, mode: str, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        mask = torch.ones_like(values) if mask is None else mask
-        total, number = self.accelerator.reduce(torch.stack([(values * mask).sum(), mask.sum()]), "sum")
-        self._metrics[mode][name].append((total / number.clamp(min=1)).item())
+    def _log(self, mode: str, name: str, values: Tensor, mask: Tensor) -> None:
+        total, number = self._total(torch.stack([(values * mask).sum(), mask.sum()])).tolist()
+        self._metrics[mode][name].append(total / max(number, 1))
+
+    def _log_explained(self, mode: str, errors: Tensor, returns: Tensor, mask: Tensor) -> None:
+        """The share of the returns' variance that the values explain; none is logged where all returns are alike."""
+        left, spread = (moments(of, mask, self._total)[1].item() for of in (errors, returns))
+        if spread > 1e-8:
+            self._metrics[mode]["value/explained_variance"].append(1 - left / spread)
 
     def _log_advantages(self, mode: str, advantages: Tensor) -> None:
         """Put each completion's mean advantage in place of the group advantage that TRL logs."""
         self._metrics[mode].pop("frac_reward_zero_std", None)  # says something of groups only
         everyone = self.accelerator.gather(advantages).tolist()
-        for _ in everyone:
-            self._logs["advantages"].pop()
-        self._logs["advantages"].extend(everyone)
+        logged = self._logs["advantages"]
+        earlier = list(logged)[: -len(everyone)]
+        logged.clear()
+        logged.extend(earlier + everyone)
 
 
-def _with(moments: Tensor, values: Tensor) -> Tensor:
-    """Number, mean and sum of squared deviations with more values."""
-    if not len(values):
-        return moments
-    number, mean, squares = moments.tolist()
-    total = number + len(values)
-    change = values.mean().item() - mean
-    added = ((values - values.mean()) ** 2).sum().item() + change**2 * number * len(values) / total
-    return torch.tensor([total, mean + change * len(values) / total, squares + added], dtype=torch.float64)
-
-
-__all__ = ["PPOConfig", "PPOTrainer"]
+@contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an attribute for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

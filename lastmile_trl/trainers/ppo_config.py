@@ -17,6 +17,7 @@ class PPOConfig(GRPOConfig):
 
     num_generations: int = field(default=1, metadata={"help": "Completions of each prompt in a roll-out."})
     num_iterations: int = field(default=4, metadata={"help": "Epochs over a roll-out."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Dropout would move the ratio and the KL penalty."})
     beta: float = field(default=0.05, metadata={"help": "Weight of the KL penalty, which is part of the reward."})
     kl_target: float | None = field(
         default=None,
@@ -46,13 +47,15 @@ class PPOConfig(GRPOConfig):
         default=True, metadata={"help": "Whether the shared critic leaves the policy's weights alone."}
     )
     critic_learning_rate: float | None = field(
-        default=None, metadata={"help": "Default: learning_rate, or ten times it for the shared critic's head."}
+        default=None,
+        metadata={"help": "Default: 0.2 / hidden size for the critic's new head, learning_rate for weights below it."},
     )
     value_warmup_steps: int = field(default=0, metadata={"help": "First steps in which only the critic learns."})
     cliprange_value: float | None = field(
         default=0.2,
-        metadata={"help": "How far a value may move in a roll-out, in deviations of its returns. None is no limit."},
-    )
+        metadata={"help": "How far a value may move in a roll-out, as a share of the root mean square of the returns. "
+                          "None is no limit."},
+    )  # fmt: skip
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss where it reaches the policy."})
 
     def __post_init__(self):
@@ -64,9 +67,12 @@ class PPOConfig(GRPOConfig):
         }.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"PPO takes {name}={valid[0]!r} only, not {getattr(self, name)!r}: {what}.")
-        for name in ("critic_learning_rate", "value_warmup_steps", "missing_eos_penalty", "target_kl", "kl_target"):
+        for name in ("critic_learning_rate", "value_warmup_steps", "missing_eos_penalty", "target_kl", "vf_coef"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}.")
+        for name in ("kl_target", "kl_horizon", "cliprange_value"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}.")
         for name in ("gamma", "lam", "lam_critic"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)!r}.")
@@ -74,10 +80,14 @@ class PPOConfig(GRPOConfig):
             raise ValueError("kl_target adapts beta by a factor, so beta must not be 0.")
         group = self.num_generations
         if group == 1:  # GRPO refuses a group of one; a critic needs no group, and any group size divides by one
-            self.num_generations = self._two_or_more()
+            self.num_generations, self.num_generations_eval = self._two_or_more(), self.num_generations_eval or 1
         super().__post_init__()
-        if group == 1:
-            self.num_generations, self.num_generations_eval = 1, self.num_generations_eval or 1
+        self.num_generations = group
+        if self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation ({self.steps_per_generation}) must be a multiple of gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}), so that a roll-out is a whole number of minibatches."
+            )
         self._save_on_boundaries()
 
     def _two_or_more(self) -> int:
@@ -104,4 +114,4 @@ class PPOConfig(GRPOConfig):
     @property
     def optimizer_steps_per_rollout(self) -> int:
         """How many optimiser steps one roll-out is used for."""
-        return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
+        return self.steps_per_generation // self.gradient_accumulation_steps * self.num_iterations
