@@ -29,6 +29,7 @@ EXAMPLES = """examples:
 
 
 BARS = 21  # of a distribution
+ROWS_SHOWN = 20  # up to so many rows are printed one by one; --json prints any number
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -367,6 +368,10 @@ def _score(words: argparse.Namespace) -> int:
         for row in scores:
             _print(json.dumps(row))
         return 0
+    if len(rows) <= ROWS_SHOWN:
+        for number, row in enumerate(scores):
+            said = "  ".join(f"{name} {'no value' if value is None else f'{value:.4f}'}" for name, value in row.items())
+            _print(f"row {number}: {said}")
     for reward in chosen:
         values = [row[reward.name] for row in scores if row[reward.name] is not None]
         _print(f"{reward.name:24}{_summary(values)}  ({len(values)} of {len(rows)} rows)")

@@ -207,7 +207,8 @@ def test_score_a_file(tmp_path, capsys):
     rows = [{"prediction": "the cat", "references": ["the cat"]}, {"prediction": "a dog", "references": "the cat"}]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     assert call("score", file, "--reward", "rouge", "--reward", "rouge:variant=rouge1,stem=false") == 0
-    first, second = capsys.readouterr().out.splitlines()
+    *rows, first, second = capsys.readouterr().out.splitlines()
+    assert rows == ["row 0: rouge/rougeL 1.0000  rouge/rouge1 1.0000", "row 1: rouge/rougeL 0.0000  rouge/rouge1 0.0000"]
     assert first.split() == ["rouge/rougeL", "mean", "0.5000", "0.00", "█", "█", "1.00", "(2", "of", "2", "rows)"]
     assert second.split()[2] == "0.5000"
     assert call("score", file, "--reward", "length", "--json") == 0
