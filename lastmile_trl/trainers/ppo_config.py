@@ -103,13 +103,16 @@ class PPOConfig(GRPOConfig):
     def _save_on_boundaries(self) -> None:
         """Between two roll-outs a resumed run is the uninterrupted one; within one, its completions would be lost."""
         cycle = self.optimizer_steps_per_rollout
-        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % cycle:
-            steps = int(-(-self.save_steps // cycle) * cycle)
-            warnings.warn(
-                f"save_steps={self.save_steps:g} falls within a roll-out of {cycle} optimiser steps: {steps} is used.",
-                stacklevel=2,
-            )
-            self.save_steps = steps
+        if self.save_strategy != "steps" or self.save_steps % cycle == 0:
+            return
+        if self.save_steps < 1:
+            raise ValueError(f"save_steps must be a whole number of steps, not {self.save_steps!r}.")
+        steps = int(-(-self.save_steps // cycle) * cycle)
+        warnings.warn(
+            f"save_steps={self.save_steps:g} falls within a roll-out of {cycle} optimiser steps: {steps} is used.",
+            stacklevel=4,
+        )
+        self.save_steps = steps
 
     @property
     def optimizer_steps_per_rollout(self) -> int:
