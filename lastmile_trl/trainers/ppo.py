@@ -78,8 +78,8 @@ class PPOTrainer(GRPOTrainer):
         self._joint = self._shared and not self.args.critic_detach
         self._refuse_what_does_not_work()
         self.critic = self._make_critic().to(self.accelerator.device).train()
-        for parameter in self.critic.trained().values():  # the processes' generators differ
-            parameter.data = broadcast(parameter.data)
+        for parameter in self.critic.trained().values():  # bfloat16 loses small steps; the processes' seeds differ
+            parameter.data = broadcast(parameter.data.float())
         self.critic_optimizer = self._make_optimizer()
         self._heard: list[Tensor] | None = None  # a list while a pass over completions is listened to
         self._passes: list[tuple[Tensor, Tensor | None]] = []

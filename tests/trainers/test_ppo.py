@@ -1,0 +1,475 @@
+"""The PPO trainer on a tiny model: what learns, what stays, and what the loss is made of."""
+
+import logging
+
+import pytest
+import torch
+from ppo_fixture import Gradients, differing, logged, low_share, scripted, weights_of
+
+from tests.conftest import make_rows
+
+CRITICS = {
+    "shared": {},
+    "joint": {"critic_detach": False},
+    "copy": {"critic": "copy"},
+    "folder": {"critic": "folder"},
+}
+
+
+def settings_of(critic: str, folder) -> dict:
+    return {name: str(folder) if value == "folder" else value for name, value in CRITICS[critic].items()}
+
+
+def all_steps(steps):
+    """A roll-out of one batch of 8, used for `steps` optimiser steps."""
+    return {"num_iterations": steps, "max_steps": steps}
+
+
+def returns_of(make_ppo, reward, **settings):
+    """The first roll-out's batch of scripted completions, as the loss gets it."""
+    trainer = make_ppo(reward, rollout=scripted(settings.pop("mask", False)), **settings)
+    trainer.model.train()
+    prompts = [{"prompt": row["source"] + " =>"} for row in make_rows(8)]
+    return trainer, trainer._generate_and_score_completions(prompts)
+
+
+# --- what learns ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_policy_and_critic_both_learn_and_every_weight_of_theirs_takes_part(
+    make_ppo, lora, critic, adapter, tiny_model_folder
+):
+    settings = settings_of(critic, tiny_model_folder)
+    trainer = make_ppo(peft=lora if adapter else None, beta=0.05, max_steps=3, learning_rate=1e-2, **settings)
+    policy, values = weights_of(trainer.model), weights_of(trainer.critic)
+    gradients = Gradients(trainer)
+    trainer.train()
+    # LoRA's second factor starts at 0, and so does the head's last layer: what lies below learns from the next step.
+    for steps in (gradients.policy, gradients.critic):
+        silent = [name for name in steps[2] if not any(step[name] is not None and step[name].any() for step in steps)]
+        assert silent == []
+    assert differing(policy, trainer.model) == set(gradients.policy[0])
+    assert differing(values, trainer.critic) == set(gradients.critic[0])
+    if adapter:
+        assert all("lora" in name for name in gradients.policy[0])
+    assert all(value.requires_grad for value in trainer.critic.head.parameters())
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_the_values_warm_up_before_the_policy_moves(make_ppo, critic, tiny_model_folder):
+    trainer = make_ppo(max_steps=3, value_warmup_steps=3, **settings_of(critic, tiny_model_folder))
+    policy, values = weights_of(trainer.model), weights_of(trainer.critic)
+    trainer.train()
+    assert differing(policy, trainer.model) == set()
+    assert differing(values, trainer.critic) == set(values)
+
+
+def test_the_policy_moves_after_the_warm_up(make_ppo):
+    trainer = make_ppo(max_steps=3, value_warmup_steps=2)
+    policy = weights_of(trainer.model)
+    trainer.train()
+    assert differing(policy, trainer.model)
+
+
+def test_without_a_critic_learning_rate_only_the_policy_learns(make_ppo):
+    trainer = make_ppo(critic="copy", critic_learning_rate=0.0)
+    policy, values = weights_of(trainer.model), weights_of(trainer.critic)
+    trainer.train()
+    assert differing(policy, trainer.model) == set(policy)
+    assert differing(values, trainer.critic) == set()
+
+
+def test_the_head_has_a_rate_that_the_policy_does_not_slow_down(make_ppo):
+    rates = lambda trainer: [group["initial_lr"] for group in trainer.critic_optimizer.param_groups]  # noqa: E731
+    assert rates(make_ppo(learning_rate=1e-6)) == [pytest.approx(0.2 / 64)]
+    assert rates(make_ppo(learning_rate=1e-6, critic="copy")) == [pytest.approx(0.2 / 64), 1e-6]
+    assert rates(make_ppo(critic="copy", critic_learning_rate=1e-4)) == [1e-4, 1e-4]
+
+
+def test_the_critics_rate_follows_the_schedule(make_ppo):
+    trainer = make_ppo(critic_learning_rate=1e-2, lr_scheduler_type="linear", max_steps=4)
+    trainer.train()
+    assert trainer.critic_optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 / 4)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_copy_shares_the_frozen_weights_and_only_those(make_ppo, lora, adapter):
+    trainer = make_ppo(critic="copy", peft=lora if adapter else None)
+    own = {id(parameter) for parameter in trainer.critic.backbone.parameters()}
+    shared = {id(parameter) for parameter in trainer.model.parameters()} & own
+    assert shared == {id(parameter) for parameter in trainer.model.parameters() if not parameter.requires_grad} & own
+    assert bool(shared) == adapter
+    assert not {id(p) for p in trainer.critic.trained().values()} & {id(p) for p in trainer.model.parameters()}
+
+
+def test_another_tokenizer_is_refused(make_ppo, tiny_model_folder, tokenizer, tmp_path):
+    import copy
+    import shutil
+
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<more>"])
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    other.save_pretrained(folder)
+    with pytest.raises(ValueError, match="has another tokenizer than the policy, so it cannot read its tokens"):
+        make_ppo(critic=str(folder))
+
+
+def test_a_config_of_another_method_is_refused(make_ppo):
+    from trl import GRPOConfig
+
+    with pytest.raises(TypeError, match=r"PPOTrainer takes args=PPOConfig\(...\), not a GRPOConfig"):
+        make_ppo(config=GRPOConfig, num_generations=2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"critic": "copy"}, {"critic_detach": False}, {"target_kl": 0.1}, {"value_warmup_steps": 1}]
+)
+def test_fp16_is_refused_where_gradients_are_needed_as_they_are(make_ppo, settings):
+    trainer = make_ppo()
+    for name, value in settings.items():
+        setattr(trainer.args, name, value)
+    trainer._shared, trainer._joint = trainer.args.critic == "shared", not trainer.args.critic_detach
+    trainer._refuse_what_does_not_work()
+    trainer.args.fp16 = True
+    with pytest.raises(ValueError, match="PPO: fp16 scales gradients.*use bf16"):
+        trainer._refuse_what_does_not_work()
+
+
+def test_the_reference_of_an_adapter_is_the_model_without_it(make_ppo, lora):
+    trainer = make_ppo(peft=lora, beta=0.05, max_steps=6, learning_rate=3e-2)
+    base = {name: value for name, value in weights_of(trainer.model).items() if "lora" not in name}
+    trainer.train()
+    assert logged(trainer, "kl")[0] == pytest.approx(0, abs=1e-6)
+    assert max(map(abs, logged(trainer, "kl")[2:])) > 1e-3
+    assert all(torch.equal(value, dict(trainer.model.named_parameters())[name]) for name, value in base.items())
+
+
+@pytest.mark.parametrize("critic", ["shared", "copy"])
+def test_the_gradient_of_the_policy_does_not_depend_on_the_critics_loss(make_ppo, critic):
+    found = []
+    for limit in (0.01, None):
+        trainer = make_ppo(critic=critic, cliprange_value=limit, rollout=scripted(), **all_steps(3))
+        gradients = Gradients(trainer)
+        trainer.train()
+        found.append(gradients)
+    assert any(not torch.equal(value, found[1].critic[2][name]) for name, value in found[0].critic[2].items())
+    for first, second in zip(found[0].policy, found[1].policy, strict=True):
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_the_joint_critics_loss_reaches_the_trunk_and_not_the_language_head(make_ppo):
+    found = []
+    for detach in (True, False):
+        trainer = make_ppo(critic_detach=detach, rollout=scripted(), max_grad_norm=0.0, **all_steps(2))
+        gradients = Gradients(trainer)
+        trainer.train()
+        found.append(gradients.policy)
+    (first, second), (first_joint, second_joint) = found
+    for name in first:  # the head's last layer is 0 until the first step
+        torch.testing.assert_close(first[name], first_joint[name], atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(second["lm_head.weight"], second_joint["lm_head.weight"], atol=1e-6, rtol=1e-4)
+    trunk = "model.layers.0.mlp.up_proj.weight"
+    assert (second[trunk] - second_joint[trunk]).norm() > 1e-3 * second[trunk].norm()
+
+
+# --- what the loss is made of --------------------------------------------------------------------------------------
+
+
+def test_the_score_lies_on_the_last_trained_token(make_ppo):
+    _, batch = returns_of(make_ppo, lambda completions, **columns: [3.0] * len(completions), gamma=0.5, mask=True)
+    mask = batch["completion_mask"] * batch["tool_mask"]
+    assert torch.equal(batch["trained"], mask.float())
+    assert (mask.sum(1) < batch["completion_mask"].sum(1)).any()
+    for row, trained in zip(batch["returns"], mask.bool(), strict=True):
+        expected = [3.0 * 0.5**distance for distance in reversed(range(int(trained.sum())))]
+        assert row[trained].tolist() == pytest.approx(expected)
+        assert not row[~trained].any()
+
+
+def test_the_penalty_is_the_log_ratio_of_each_token(make_ppo, lora):
+    trainer, _ = returns_of(make_ppo, low_share, peft=lora, beta=0.5, missing_eos_penalty=None)
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    seen = []
+    trainer._first_pass, kept = lambda *a: seen.append(trainer._passes) or kept(*a), trainer._first_pass
+    trainer._scores = lambda batch, mode: (torch.zeros(8), torch.ones(8, dtype=torch.bool))
+    batch = trainer._generate_and_score_completions([{"prompt": row["source"] + " =>"} for row in make_rows(8)])
+    (policy, _), (reference, _) = seen[0]
+    kl = (policy - reference) * batch["completion_mask"]
+    assert kl.abs().max() > 0.01
+    to_come = kl.flip(1).cumsum(1).flip(1) * batch["completion_mask"]
+    torch.testing.assert_close(batch["returns"], -0.5 * to_come, atol=1e-5, rtol=1e-4)
+    assert trainer._metrics["train"]["kl_per_completion"][-1] == pytest.approx(kl.sum().item() / 8, abs=1e-5)
+    assert trainer._metrics["train"]["kl"][-1] == pytest.approx(
+        (kl.sum() / batch["completion_mask"].sum()).item(), abs=1e-5
+    )
+
+
+def test_a_completion_that_did_not_end_is_penalised(make_ppo):
+    _, batch = returns_of(make_ppo, lambda completions, **columns: [2.0] * len(completions), missing_eos_penalty=5.0)
+    ended = (batch["completion_ids"] == 1).any(1)
+    assert 0 < ended.sum() < 8
+    assert batch["returns"][:, 0].tolist() == [2.0 if end else -3.0 for end in ended]
+
+
+def test_several_rewards_are_weighted_and_one_that_says_nothing_is_left_out(make_ppo):
+    rewards = [
+        lambda completions, **columns: [1.0] * len(completions),
+        lambda completions, **columns: [None if row % 2 else 10.0 for row in range(len(completions))],
+    ]
+    _, batch = returns_of(make_ppo, rewards, reward_weights=[2.0, 0.5])
+    assert batch["returns"][:, 0].tolist() == [7.0, 2.0] * 4
+
+
+def test_scores_are_divided_by_their_running_deviation(make_ppo):
+    scores = iter([[float(row) for row in range(8)], [10.0 * row for row in range(8)]])
+    trainer, first = returns_of(make_ppo, lambda completions, **columns: next(scores), scale_scores=True)
+    everyone = torch.tensor([*range(8), *range(0, 80, 10)], dtype=torch.float64)
+    torch.testing.assert_close(first["returns"][:, 0], (everyone[:8] / everyone[:8].std()).float())
+    prompts = [{"prompt": row["source"] + " =>"} for row in make_rows(8)]
+    second = trainer._generate_and_score_completions(prompts)
+    torch.testing.assert_close(second["returns"][:, 0], (everyone[8:] / everyone.std()).float())
+
+
+def test_beta_follows_its_target(make_ppo, lora):
+    trainer = make_ppo(peft=lora, beta=0.1, kl_target=1e-6, kl_horizon=80, max_steps=5, learning_rate=3e-2)
+    trainer.train()
+    betas, kl = logged(trainer, "beta"), logged(trainer, "kl_per_completion")
+    assert betas[0] == 0.1 and kl[1] != 0
+    for step in range(4):
+        change = max(-0.2, min(0.2, kl[step] / 1e-6 - 1))
+        assert betas[step + 1] == pytest.approx(betas[step] * (1 + change * 8 / 80))
+
+
+def test_advantages_are_whitened_over_the_rollout(make_ppo):
+    trainer, batch = returns_of(make_ppo, low_share)
+    trained = batch["advantages"][batch["trained"].bool()]
+    assert trained.mean().item() == pytest.approx(0, abs=1e-6)
+    assert trained.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    assert not batch["advantages"][~batch["trained"].bool()].any()
+    means = batch["advantages"].sum(1) / batch["trained"].sum(1)
+    assert list(trainer._logs["advantages"]) == pytest.approx(means.tolist())
+
+
+@pytest.mark.parametrize("critic", ["shared", "copy"])
+@pytest.mark.parametrize("change", [{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+                                    {"pad_to_multiple_of": 16}])  # fmt: skip
+def test_the_gradients_depend_neither_on_micro_batches_nor_on_padding(make_ppo, change, critic):
+    found = []
+    for settings in ({}, change):
+        trainer = make_ppo(rollout=scripted(), critic=critic, max_grad_norm=0.0, **(all_steps(2) | settings))
+        gradients = Gradients(trainer)
+        trainer.train()
+        found.append(gradients)
+    for one, other in ((found[0].policy, found[1].policy), (found[0].critic, found[1].critic)):
+        for first, second in zip(one, other, strict=True):
+            for name, value in first.items():
+                torch.testing.assert_close(value, second[name], atol=2e-6, rtol=2e-3)
+
+
+def test_the_value_loss_is_a_mean_over_tokens(make_ppo):
+    trainer = make_ppo(rollout=scripted(), max_steps=1, lam_critic=1.0, per_device_train_batch_size=4,
+                       gradient_accumulation_steps=2)  # fmt: skip
+    gradients = Gradients(trainer)
+    batches = []
+    trainer._compute_loss, kept = (
+        lambda model, batch: batches.append(batch) or kept(model, batch),
+        trainer._compute_loss,
+    )
+    trainer.train()
+    returns, mask = (torch.cat([batch[name].flatten() for batch in batches]) for name in ("returns", "trained"))
+    # All values are 0, so the slope of the head's last bias is minus the mean return.
+    expected = -((returns * mask).sum() / mask.sum())
+    torch.testing.assert_close(gradients.critic[0]["head.2.bias"], expected.reshape(1))
+    assert sum(logged(trainer, "value/loss")) == pytest.approx(
+        sum(0.5 * ((b["returns"] ** 2) * b["trained"]).sum().item() / b["trained"].sum().item() for b in batches) / 2
+    )
+
+
+# --- what must not learn -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [
+    {"mask_truncated_completions": True, "rollout": lambda prompts, trainer: {
+        "prompt_ids": trainer.processing_class(prompts)["input_ids"], "completion_ids": [[7, 8, 9]] * len(prompts),
+        "logprobs": None}},
+    {"reward": lambda completions, **columns: [None] * len(completions)},
+])  # fmt: skip
+@pytest.mark.parametrize("critic", CRITICS)
+def test_completions_that_say_nothing_change_nothing(make_ppo, critic, settings, tiny_model_folder, caplog):
+    caplog.set_level(logging.ERROR)
+    trainer = make_ppo(**settings, beta=0.05, **settings_of(critic, tiny_model_folder))
+    policy, values = weights_of(trainer.model), weights_of(trainer.critic)
+    trainer.train()
+    assert differing(policy, trainer.model) == set()
+    assert differing(values, trainer.critic) == set()
+
+
+def test_an_unscored_completion_is_as_if_not_there(make_ppo):
+    """Its tokens neither teach nor dilute: four scored completions and four without give the gradient of the four."""
+    found = []
+    for size in (4, 8):
+        trainer = make_ppo(
+            lambda prompts, completions, completion_ids, **columns: [
+                low_share([ids])[0] if row < 4 else None for row, ids in enumerate(completion_ids)
+            ],
+            rollout=scripted(), per_device_train_batch_size=size, max_steps=1, max_grad_norm=0.0, shuffle_dataset=False,
+        )  # fmt: skip
+        gradients = Gradients(trainer)
+        trainer.train()
+        found.append(gradients)
+    for one, other in ((found[0].policy[0], found[1].policy[0]), (found[0].critic[0], found[1].critic[0])):
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name], atol=2e-6, rtol=1e-3)
+
+
+# --- updates -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("minibatches", "epochs"), [(1, 1), (1, 3), (4, 1), (2, 3)])
+def test_minibatches_and_epochs_are_optimiser_steps(make_ppo, minibatches, epochs):
+    rolled = []
+    trainer = make_ppo(
+        rollout=lambda prompts, trainer: rolled.append(trainer.state.global_step) or scripted()(prompts, trainer),
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, steps_per_generation=2 * minibatches,
+        num_iterations=epochs, max_steps=2 * minibatches * epochs + 1,
+    )  # fmt: skip
+    gradients = Gradients(trainer)
+    trainer.train()
+    cycle = minibatches * epochs
+    assert trainer.args.optimizer_steps_per_rollout == cycle
+    assert rolled == [0, cycle, 2 * cycle]
+    assert len(gradients.policy) == len(gradients.critic) == 2 * cycle + 1
+
+
+def test_updates_are_left_out_once_the_policy_is_too_far_and_start_afresh_with_the_next_rollout(make_ppo):
+    trainer = make_ppo(learning_rate=3e-2, target_kl=0.01, num_iterations=4, max_steps=8)
+    moved = []
+
+    class Watch(Gradients):
+        def on_pre_optimizer_step(self, *args, **kwargs):
+            self.before = weights_of(trainer.model), weights_of(trainer.critic)
+
+        def on_optimizer_step(self, *args, **kwargs):
+            moved.append(tuple(bool(differing(before, module)) for before, module in
+                               zip(self.before, (trainer.model, trainer.critic), strict=True)))  # fmt: skip
+
+    Watch(trainer)
+    trainer.train()
+    drift, left_out = logged(trainer, "approx_kl"), logged(trainer, "updates_left_out")
+    assert drift[0] == drift[4] == 0 and drift[1] > 0.01
+    assert left_out == [0, 1, 1, 1, 0, 1, 1, 1]
+    assert moved == [(not left, not left) for left in left_out]
+
+
+def test_approximate_kl_and_ratio_leave_out_masked_tokens(make_ppo):
+    """Padding would pull both towards their values at the start."""
+    found = []
+    for multiple in (None, 32):
+        trainer = make_ppo(rollout=scripted(True), pad_to_multiple_of=multiple, learning_rate=1e-2, **all_steps(3))
+        trainer.train()
+        found.append([logged(trainer, name)[1:] for name in ("approx_kl", "ratio", "value/loss", "entropy")])
+    assert found[0][0][-1] > 1e-3
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, rel=1e-2)
+
+
+def test_evaluation_changes_nothing_and_has_its_own_numbers(make_ppo):
+    trainer = make_ppo(beta=0.05, scale_scores=True, kl_target=1.0, eval_rows=6, per_device_eval_batch_size=3,
+                       eval_strategy="steps", eval_steps=1, num_iterations=2, target_kl=1e-9, max_steps=2)  # fmt: skip
+    trainer.train()
+    kept = trainer.beta, trainer._counted_scores.clone(), weights_of(trainer.model), weights_of(trainer.critic)
+    assert logged(trainer, "updates_left_out") == [0, 1]
+    found = trainer.evaluate()
+    assert trainer._left_out
+    assert trainer.beta == kept[0] and torch.equal(trainer._counted_scores, kept[1]) and trainer._counted_scores[0] == 8
+    assert not differing(kept[2], trainer.model) and not differing(kept[3], trainer.critic)
+    assert found["eval_ratio"] == pytest.approx(1, abs=1e-5)
+    assert {"eval_kl", "eval_value/loss", "eval_value/explained_variance", "eval_reward"} <= set(found)
+    assert all(parameter.grad is None for parameter in trainer.critic.parameters())
+
+
+def test_a_person_can_watch_it(make_ppo):
+    trainer = make_ppo(beta=0.05, num_iterations=2, num_generations=4)
+    trainer.train()
+    shown = set().union(*trainer.state.log_history)
+    assert {
+        "value/explained_variance", "value/loss", "ratio", "approx_kl", "clip_ratio/region_mean", "kl", "reward",
+        "kl_per_completion", "entropy", "rewards/low_share/mean", "completions/clipped_ratio", "updates_left_out",
+    } <= shown  # fmt: skip
+    assert "frac_reward_zero_std" not in shown
+
+
+# --- kinds of models, prompts and precisions -----------------------------------------------------------------------
+
+
+def chats(count: int = 32):
+    return [[{"role": "user", "content": row["source"]}] for row in make_rows(count)]
+
+
+def chat_low_share(completions, completion_ids, **columns):
+    assert completions[0][0]["role"] == "assistant"
+    return low_share(completion_ids)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompts": chats(), "reward": chat_low_share, "beta": 0.05},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "critic": "copy"},
+        {"gradient_checkpointing": True, "critic_detach": False},
+        {"bf16": True},
+        {"bf16": True, "critic": "copy", "beta": 0.05},
+        {"model_init_kwargs": {"dtype": "bfloat16"}, "critic": "copy"},
+        {"num_generations": 4, "beta": 0.05},
+        {"temperature": 0.7, "top_entropy_quantile": 0.5},
+        {"log_completions": True},
+    ],
+    ids=str,
+)
+def test_it_trains(make_ppo, settings):
+    trainer = make_ppo(num_iterations=2, max_steps=4, **settings)
+    policy, values = weights_of(trainer.model), weights_of(trainer.critic)
+    gradients = Gradients(trainer)
+    trainer.train()
+    assert differing(policy, trainer.model) and differing(values, trainer.critic) == set(gradients.critic[0])
+    assert {value.dtype for value in trainer.critic.trained().values()} == {torch.float32}
+    assert logged(trainer, "ratio")[0] == pytest.approx(1, abs=1e-4)
+    assert all(torch.isfinite(value).all() for step in gradients.policy for value in step.values())
+
+
+def test_checkpointed_gradients_are_the_same(make_ppo):
+    found = []
+    for checkpointing in (False, True):
+        trainer = make_ppo(
+            rollout=scripted(), critic_detach=False, gradient_checkpointing=checkpointing, **all_steps(2)
+        )
+        gradients = Gradients(trainer)
+        trainer.train()
+        found.append(gradients)
+    for first, second in zip(found[0].policy + found[0].critic, found[1].policy + found[1].critic, strict=True):
+        for name, value in first.items():
+            torch.testing.assert_close(value, second[name])
+
+
+@pytest.mark.parametrize("critic", ["shared", "copy"])
+def test_four_bits_with_an_adapter(make_ppo, lora, tiny_model_folder, critic):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model_folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.float32
+    )
+    trainer = make_ppo(model=model, peft=lora, critic=critic, beta=0.05, max_steps=3, learning_rate=1e-2)
+    before, values = weights_of(trainer.model), weights_of(trainer.critic)
+    assert any(value.dtype == torch.uint8 for value in before.values())
+    trainer.train()
+    changed = differing(before, trainer.model)
+    assert changed and all("lora" in name for name in changed)
+    assert differing(values, trainer.critic) == set(trainer.critic.trained())
+    assert logged(trainer, "kl")[0] == pytest.approx(0, abs=1e-6)
