@@ -83,11 +83,13 @@ class HeldOut(TrainerCallback):
         trainer: Trainer,
         every: int,
         decode: Callable[[], list[Output]],
+        start: str,
         rows: Sequence[dict[str, Any]],
         metrics: Sequence[Reward],
         rewards: Sequence[Reward],
     ):
         self.run, self.trainer, self.every, self.decode, self.rows = run, trainer, every, decode, rows
+        self.start = start  # under which the outputs before the first step are kept
         self.metrics, self.rewards = metrics, rewards
         self.alarm: Alarm | None = None
         self.said: set[str] = set()
@@ -96,13 +98,15 @@ class HeldOut(TrainerCallback):
         """Look at what RL starts from; a run that goes on has kept these outputs."""
         if not self.rewards:
             return
-        outputs = kept_outputs(self.run, "start")
+        outputs = kept_outputs(self.run, self.start)
         if outputs is None:
             outputs = self.decode()
             if state.is_world_process_zero:
-                keep_outputs(self.run, "start", outputs)
+                keep_outputs(self.run, self.start, outputs)
         texts, measured, rewards = self._look(outputs)
-        self.alarm = Alarm(texts, measured, rewards, {reward.name for reward in self.rewards})
+        rewarded = [reward.function for reward in self.rewards]
+        self.alarm = Alarm(texts, measured, rewards, {m.name for m in self.metrics if m.function in rewarded})
+        self.said = {row["sign"] for row in history(self.run) if "sign" in row}
         if not state.global_step:
             self.trainer.callback_handler.on_log(args, state, control, _means(measured, rewards))
 
@@ -126,9 +130,10 @@ class HeldOut(TrainerCallback):
         return [output.text for output in outputs], measured, totals(outputs, self.rows, self.rewards)
 
     def _say(self, signs: Mapping[str, str], step: int) -> None:
-        for name in signs.keys() - self.said:
-            add_history(self.run, {"step": step, "alarm": signs[name]})
-            note(f"Alarm at step {step}: {signs[name]}.")
+        for name, sign in signs.items():
+            if name not in self.said:
+                add_history(self.run, {"step": step, "sign": name, "alarm": sign})
+                note(f"Alarm at step {step}: {sign}.")
         self.said |= signs.keys()
 
 

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     rewards = command("rewards", _rewards, "the rewards, a line each; or all about one")
     rewards.add_argument("name", nargs="?", help="what it computes, how it is gamed, its arguments")
-    rewards.add_argument("--markdown", action="store_true", help="all about all of them: the page docs/rewards.md")
+    rewards.add_argument("--markdown", action="store_true", help="as Markdown; without a name the whole page")
 
     copy = command("copy", _copy, "copy a shipped recipe, or a folder of them, to edit")
     copy.add_argument("name")
@@ -177,10 +177,10 @@ def _recipes(words: argparse.Namespace) -> int:
 def _rewards(words: argparse.Namespace) -> int:
     from .rewards.page import describe, overview, page
 
-    if words.markdown:
+    if words.name:
+        _print(describe(words.name).markdown() if words.markdown else describe(words.name).text())
+    elif words.markdown:
         sys.stdout.write(page())
-    elif words.name:
-        _print(describe(words.name).text())
     else:
         for name, what, _ in overview():
             _print(f"{name:24}{what}")
@@ -360,22 +360,36 @@ def _score(words: argparse.Namespace) -> int:
     if not words.file.is_file():
         raise InputError(f"{words.file} is no file: name one with a `prediction` and a `references` column.")
     chosen = rewards.build([_reward_entry(text) for text in words.reward])
-    rows = open_split(Data(path=str(words.file)), "train").to_list()
+    rows = [_scorable(row) for row in open_split(Data(path=str(words.file)), "train").to_list()]
+    if fitted := [reward.name for reward in chosen if hasattr(reward.function, "for_task")]:
+        note(f"{', '.join(fitted)}: what is known of all rows is that of this file, not of a training set.")
     names = {name for row in rows for name in row}
     task = rewards.Task({name: [row.get(name) for row in rows] for name in names})
     scores = rewards.score(rewards.prepare(chosen, task), rows)
     if words.json:
-        for row in scores:
-            _print(json.dumps(row))
+        for number, row in enumerate(scores):
+            _print(json.dumps({"row": number, **row}))
         return 0
     if len(rows) <= ROWS_SHOWN:
         for number, row in enumerate(scores):
             said = "  ".join(f"{name} {'no value' if value is None else f'{value:.4f}'}" for name, value in row.items())
             _print(f"row {number}: {said}")
+    width = max(len(reward.name) for reward in chosen) + 2
     for reward in chosen:
         values = [row[reward.name] for row in scores if row[reward.name] is not None]
-        _print(f"{reward.name:24}{_summary(values)}  ({len(values)} of {len(rows)} rows)")
+        _print(f"{reward.name:{width}}{_summary(values)}  ({len(values)} of {len(rows)} rows)")
     return 0
+
+
+def _scorable(row: dict) -> dict:
+    """A row as training would see it: an empty cell is an empty text, a number a text, references a list."""
+    from .data import reference_cells
+    from .rewards.base import cell_text
+
+    cells = {name: row[name] for name in ("prediction", "completion", "text") if name in row}
+    for name, cell in cells.items():
+        row = {**row, "prediction" if name == "text" else name: cell if isinstance(cell, list) else cell_text(cell)}
+    return {**row, "references": reference_cells(row["references"])} if "references" in row else row
 
 
 def _summary(values: Sequence[float]) -> str:
@@ -397,17 +411,31 @@ def _summary(values: Sequence[float]) -> str:
 
 
 def _reward_entry(text: str) -> dict:
-    """``rouge:variant=rouge1,stem=false`` -> an entry of a recipe's rewards."""
+    """An entry of a recipe's rewards, from a word of the command line.
+
+    >>> _reward_entry("format:choices=[left, right],gate=1")
+    {'format': {'choices': ['left', 'right'], 'gate': 1}}
+    >>> _reward_entry("format:pattern='a{1,3}'")
+    {'format': {'pattern': 'a{1,3}'}}
+    """
     from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    from .rewards import REGISTRY
 
     name, _, arguments = text.partition(":")
-    if arguments and "=" not in arguments.split(":")[0]:  # package.module:attribute[:k=v]
+    if name not in REGISTRY:  # package.module:attribute[:k=v]
         attribute, _, arguments = arguments.partition(":")
-        name = f"{name}:{attribute}"
-    pairs = [pair for pair in arguments.split(",") if pair]
-    if any("=" not in pair for pair in pairs):
-        raise InputError(f"--reward {text!r}: write NAME:key=value,key=value.")
-    return {name: OmegaConf.to_container(OmegaConf.from_dotlist(pairs))}
+        name = f"{name}:{attribute}" if attribute else name
+    if arguments and not re.match(r"\w+=", arguments):
+        raise InputError(f"--reward {text!r}: write NAME:key=value,key=value; quote a value that holds a comma.")
+    try:
+        values = OmegaConf.create("{" + re.sub(r"(^|,)\s*(\w+)=", r"\1 \2: ", arguments) + "}")
+    except YAMLError as error:
+        raise InputError(
+            f"--reward {text!r}: quote a value that holds a comma or a bracket ({error.problem})."
+        ) from error
+    return {name: OmegaConf.to_container(values)}
 
 
 def _evaluate(words: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Rows to prompts, completions and references: the same prompt in SFT, RL and evaluation."""
 
+import csv
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError, did_you_mean
 from .models import prompt_ids
 from .recipe import Data
+from .rewards.base import cell_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,7 +108,7 @@ def _group(rows: "Dataset", by: str, references: str) -> "Dataset":
         if str(value) not in groups:
             groups[str(value)] = []
             firsts.append(index)
-        groups[str(value)] += _texts(texts)
+        groups[str(value)] += reference_cells(texts)
     return rows.select(firsts).remove_columns(references).add_column(references, list(groups.values()))
 
 
@@ -126,8 +128,9 @@ def open_split(data: Data, split: str) -> "Dataset":
         raise InputError(f"data.path {data.path!r} is not a file we read: use {', '.join(FILES)} or a hub id.")
     try:
         if path.is_file():
-            return load_dataset(FILES[path.suffix], data_files=str(path), split=split)
-        return load_dataset(str(path) if path.exists() else data.path, data.name, revision=data.revision, split=split)
+            return load_dataset(FILES[path.suffix], data_files=str(path), split=split, **_as_text(path))
+        source = str(path) if path.exists() else data.path
+        return load_dataset(source, data.name, revision=data.revision, split=split, **_as_text(path))
     except ValueError as error:
         if "nknown split" not in str(error):
             raise InputError(f"data.path {data.path!r} cannot be read: {_first_line(error)}") from error
@@ -147,6 +150,18 @@ def open_split(data: Data, split: str) -> "Dataset":
         raise InputError(f"data.path {data.path!r} cannot be read: {_first_line(error)}") from error
 
 
+def _as_text(path: Path) -> dict[str, Any]:
+    """What keeps the cells of a table as they are: by guessed types, one empty cell makes 42 into 42.0."""
+    from datasets import Features, Value
+
+    table = path if path.suffix == ".csv" else next(path.rglob("*.csv"), None) if path.is_dir() else None
+    if table is None:
+        return {}
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
+    return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
 
@@ -155,12 +170,12 @@ def _clean(rows: "Dataset", data: Data, split: str, notes: list[str]) -> "Datase
     """Make ``references`` a list, leave out rows with nothing to read or nothing to learn, and names TRL takes."""
     columns, used = rows.column_names, template_columns(data)
     sources = [data.shorten] if data.shorten else used
-    references = [_texts(value) for value in rows[data.references]]
+    references = [reference_cells(value) for value in rows[data.references]]
     empty_references = {index for index, texts in enumerate(references) if not texts}
     empty_prompts = {
         index
         for index, row in enumerate(rows.select_columns(sources) if sources else [])
-        if not any(_text(value).strip() for value in row.values())
+        if not any(cell_text(value).strip() for value in row.values())
     }
     if "references" in columns:
         rows = rows.remove_columns("references")
@@ -184,23 +199,14 @@ def _taken(rows: "Dataset", data: Data) -> list[str]:
     return sorted(TAKEN & set(rows.column_names) - {*template_columns(data), data.references})
 
 
-def _texts(value: Any) -> list[str]:
+def reference_cells(value: Any) -> list[str]:
     """The non-empty references of a row.
 
-    >>> _texts("a"), _texts(["a", " ", None, "b"]), _texts(None)
+    >>> reference_cells("a"), reference_cells(["a", " ", None, "b"]), reference_cells(None)
     (['a'], ['a', 'b'], [])
     """
     values = value if isinstance(value, list) else [value]
-    return [text.strip() for text in map(_text, values) if text.strip()]
-
-
-def _text(value: Any) -> str:
-    """A column's value inside a prompt: lists are joined by commas, missing values are empty."""
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    return str(value)
+    return [text.strip() for text in map(cell_text, values) if text.strip()]
 
 
 # --- prompts -------------------------------------------------------------------------------------------------------
@@ -226,7 +232,7 @@ def render(data: Data, row: dict) -> str | list[dict]:
     >>> render(Data(path="x", prompt="{topic}: {words} "), {"topic": "pets", "words": ["cat", "dog"]})
     'pets: cat, dog'
     """
-    values = {column: _text(row[column]) for column in template_columns(data)}
+    values = {column: cell_text(row[column]) for column in template_columns(data)}
 
     def fill(text: str) -> str:
         return "".join(
@@ -269,7 +275,7 @@ def _shorten(data: Data, row: dict, column: str | None, tokens: int, tokenizer: 
             f"A prompt has {tokens} tokens, more than data.max_prompt_tokens={data.max_prompt_tokens}: "
             "name the column that may be cut in data.shorten."
         )
-    text = _text(row[column])
+    text = cell_text(row[column])
     ends = [end for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
     keep = len(ends)
     # Cutting can merge or split a token at the seam, so measure again after each cut.

@@ -11,10 +11,11 @@ from pathlib import Path
 from . import data as data_module
 from . import rewards
 from .errors import InputError, RunError, unknown
+from .evaluation.metrics import ALWAYS_MEASURED
 from .models import adapter_config, read_json
 from .recipe import METHODS, RL, Recipe, short_names
 from .rewards import Reward
-from .rewards.probe import probe, unknown_texts
+from .rewards.probe import probe, unreadable, why_not
 from .schema import default
 
 ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "led", "blenderbot", "m2m_100"}
@@ -232,8 +233,15 @@ def _check_data(recipe: Recipe, processes: int, findings: Findings) -> None:
         )
     if chosen:
         _try_rewards(recipe, chosen, rows, findings)
-    sample = [texts[0] for texts in rows.train.take(min(SAMPLE, len(rows.train)))["references"]]
-    findings.warnings += filter(None, (unknown_texts(metric, sample) for metric in metrics if metric not in chosen))
+    if taken := next((metric.name for metric in metrics if metric.name in ALWAYS_MEASURED), None):
+        raise InputError(f"evaluation.metrics: {taken!r} is measured always: give yours another `name:`.")
+    others = [metric for metric in metrics if all(metric.function != reward.function for reward in chosen)]
+    _try_metrics(recipe, others, rows, findings)
+    if recipe.method in RL and recipe.evaluation.every and not others:
+        findings.warnings.append(
+            "Every metric is a reward too, so nothing would show that a reward is gamed: add one to "
+            "evaluation.metrics that is not rewarded (`lastmile rewards` lists them)."
+        )
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -271,12 +279,39 @@ def prompts_per_generation(recipe: Recipe, processes: int) -> int:
 
 def _try_rewards(recipe: Recipe, chosen: list[Reward], rows: data_module.Rows, findings: Findings) -> None:
     """Score texts whose worth is known: rewards that cannot tell them apart are of no use."""
-    sample = rows.train.take(min(SAMPLE, len(rows.train))).to_list()
-    task = rewards.Task({name: rows.train[name] for name in rows.train.column_names})
-    prompted = [{**row, "prompt": data_module.render(recipe.data, row)} for row in sample]
+    for reward in chosen:
+        _check_reward_model(reward)
+    prompted, task = _sample(recipe, rows)
     found = probe(rewards.prepare(chosen, task), prompted)
     findings.notes += found.notes
     findings.warnings += found.warnings
+
+
+def _try_metrics(recipe: Recipe, metrics: list[Reward], rows: data_module.Rows, findings: Findings) -> None:
+    """A metric that fails would do so after the training."""
+    prompted, task = _sample(recipe, rows)
+    for metric in rewards.prepare(metrics, task):
+        _check_reward_model(metric)
+        if not why_not(metric):
+            rewards.score([metric], [{**row, "prediction": row["references"][0]} for row in prompted])
+        if reason := unreadable(metric, [row["references"][0] for row in prompted]):
+            findings.warnings.append(reason)
+
+
+def _sample(recipe: Recipe, rows: data_module.Rows) -> tuple[list[dict], rewards.Task]:
+    """A few rows with their prompts, and what rewards may know of all of them."""
+    sample = rows.train.take(min(SAMPLE, len(rows.train))).to_list()
+    task = rewards.Task({name: rows.train[name] for name in rows.train.column_names})
+    return [{**row, "prompt": data_module.render(recipe.data, row)} for row in sample], task
+
+
+def _check_reward_model(reward: Reward) -> None:
+    """A model that a reward loads at its first call has to be there."""
+    name = getattr(reward.function, "model", None)
+    if not hasattr(reward.function, "not_on_texts") or not isinstance(name, str):
+        return
+    if read_json(name, "config.json") is None and read_json(name, "modules.json") is None:
+        raise InputError(f"Reward {reward.name!r}: {name!r} holds no model: no config.json.")
 
 
 def _check_hub(recipe: Recipe) -> None:

@@ -250,7 +250,8 @@ def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task
             return _decode_in_training(trainer, recipe, held_out, {"temperature": 0.0})
 
         every = recipe.evaluation.every
-        trainer.add_callback(callbacks.HeldOut(recipe.run, trainer, every, decode, rows, metrics, chosen))
+        start = f"start-{_fingerprint(held_out['prompt'], recipe, {'temperature': 0.0})}"
+        trainer.add_callback(callbacks.HeldOut(recipe.run, trainer, every, decode, start, rows, metrics, chosen))
 
 
 def _reward_names(recipe: Recipe) -> set[str]:

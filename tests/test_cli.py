@@ -196,6 +196,30 @@ def test_the_rewards_and_one_of_them(capsys):
     assert "did you mean 'rouge'?" in capsys.readouterr().err
 
 
+def test_score_what_tables_hold(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("prediction,references\n007,007\n,5\n2,2.0\n")
+    assert call("score", tmp_path / "rows.csv", "--reward", "exact_match:normalise=false", "--json") == 0
+    assert [json.loads(line)["exact_match"] for line in capsys.readouterr().out.splitlines()] == [1.0, 0.0, 0.0]
+    rows = [{"prediction": None, "references": 3}, {"prediction": 3, "references": ["3", None]}]
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": str(row["prediction"] or ""), **row} for row in rows])
+    assert call("score", tmp_path / "rows.jsonl", "--reward", "exact_match", "--json") == 0
+    assert [json.loads(line)["exact_match"] for line in capsys.readouterr().out.splitlines()] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("format:pattern=[", "quote a value that holds a comma or a bracket"),
+        ("rouge:rouge1", "write NAME:key=value,key=value"),
+        ("overlong", "Reward 'overlong' needs the argument 'limit': `- overlong: {limit: ...}`."),
+    ],
+)
+def test_a_reward_on_the_command_line(tmp_path, capsys, word, message):
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"prediction": "a", "references": "a"}])
+    assert call("score", file, "--reward", word) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_score_with_what_is_known_of_all_rows(tmp_path, capsys):
     texts = ("a cat sat here", "one dog ran home", "birds flew over it")
     rows = [{"prediction": text, "references": [text]} for text in texts]
@@ -212,7 +236,8 @@ def test_score_a_file(tmp_path, capsys):
     assert first.split() == ["rouge/rougeL", "mean", "0.5000", "0.00", "█", "█", "1.00", "(2", "of", "2", "rows)"]
     assert second.split()[2] == "0.5000"
     assert call("score", file, "--reward", "length", "--json") == 0
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [{"length/excess": 0.0}] * 2
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"row": 0, "length/excess": 0.0}, {"row": 1, "length/excess": 0.0}]
     assert call("score", tmp_path / "nowhere.jsonl", "--reward", "rouge") == 2
     (tmp_path / "rows.txt").write_text("x")
     assert call("score", tmp_path / "rows.txt", "--reward", "rouge") == 2

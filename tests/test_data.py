@@ -30,7 +30,7 @@ def test_every_file_format_gives_the_same_rows(tmp_path, ending):
     else:
         pd.DataFrame(rows).to_parquet(path)
     found = load(data(path))
-    together = sorted([*found.train, *found.held_out], key=lambda row: row["id"])
+    together = sorted([*found.train, *found.held_out], key=lambda row: int(row["id"]))
     assert [row["references"] for row in together] == [[row["target"]] for row in rows]
     assert len(found.held_out) == 4
 
@@ -242,3 +242,13 @@ def test_every_reference_is_an_example_and_long_ones_are_left_out(tmp_path, toke
 
 def test_a_chat_completion_is_a_message():
     assert completion([{"role": "user", "content": "x"}], "y") == [{"role": "assistant", "content": "y"}]
+
+
+def test_the_cells_of_a_table_are_texts_as_they_stand(tmp_path):
+    """By guessed types one empty cell would make 42 into 42.0, and 007 lose its zeros."""
+    lines = ["source,target,code", *(f"what is {n},{n},00{n}" for n in range(1, 12)), "and now,12,"]
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    found = load(data(tmp_path / "rows.csv"))
+    rows = [*found.train, *found.held_out]
+    assert sorted(row["references"][0] for row in rows) == sorted(str(n) for n in range(1, 13))
+    assert sorted(row["code"] for row in rows) == sorted(["", *(f"00{n}" for n in range(1, 12))])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lastmile_trl import preflight
+from lastmile_trl import preflight, rewards
 from lastmile_trl.recipe import Recipe
 
 from .conftest import make_rows, write_jsonl
@@ -62,11 +62,11 @@ def test_references_that_rouge_cannot_read(recipe, tmp_path):
     rows = [{"source": f"слово {n}", "target": f"кот {'ид' * n}"} for n in range(32)]
     rows = write_jsonl(tmp_path / "cyrillic.jsonl", rows)
     said = problem(recipe(data={"path": str(rows)}))
-    assert said.startswith("rouge/rougeL: 100% of the references hold no token for tokenizer 'rouge'")
+    assert said.startswith("rouge/rougeL reads 0% of the references' letters and digits with tokenizer 'rouge'")
     findings = preflight.check(
         recipe(data={"path": str(rows)}, rewards=[{"rouge": {"tokenizer": "words"}}], evaluation={"metrics": ["rouge"]})
     )
-    assert findings.problems == [] and len(findings.warnings) == 1 and "hold no token" in findings.warnings[0]
+    assert findings.problems == [] and len(findings.warnings) == 1 and "reads 0%" in findings.warnings[0]
 
 
 def test_rewards_over_generated_tokens_and_over_the_training_rows(recipe):
@@ -75,6 +75,48 @@ def test_rewards_over_generated_tokens_and_over_the_training_rows(recipe):
     assert findings.problems == []
     assert "overlong: it counts generated tokens, so it is not tried here." in findings.notes
     assert any(text.startswith("cider: 1.000 for the references, 0.") for text in findings.notes)
+
+
+SETTINGS = {"overlong": {"limit": 20}, "format": {"pattern": ".+"}}
+MODELS = ("embedding", "bertscore")
+
+
+@pytest.mark.parametrize("name", [name for name in rewards.REGISTRY if name not in MODELS])
+def test_every_reward_can_be_a_reward_and_a_metric(recipe, tmp_path, name):
+    rows = [{**row, "concepts": ["cat"], "slots": {"place": row["source"].split()[0]}} for row in make_rows(32)]
+    path = write_jsonl(tmp_path / "facts.jsonl", rows)
+    entry = {name: SETTINGS.get(name, {})}
+    for section in ({"rewards": [entry]}, {"evaluation": {"metrics": [entry]}}):
+        assert preflight.check(recipe(data={"path": str(path)}, **section)).problems == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_of_a_reward_must_be_there(recipe, tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    entry = {name: {"model": str(tmp_path / "empty")}}
+    for section in ({"rewards": [entry]}, {"evaluation": {"metrics": [entry]}}):
+        said = problem(recipe(**section))
+        assert said == f"Reward {name!r}: {str(tmp_path / 'empty')!r} holds no model: no config.json."
+
+
+def test_metrics_are_tried_before_the_training(recipe):
+    said = problem(recipe(evaluation={"metrics": [{"rouge": {"name": "words"}}]}))
+    assert said == "evaluation.metrics: 'words' is measured always: give yours another `name:`."
+    said = problem(recipe(evaluation={"metrics": ["tests.test_preflight:not_a_number"]}))
+    assert said.startswith("Reward 'not_a_number' returned nan on row 0")
+
+
+def not_a_number(completions, **columns):
+    return [float("nan")] * len(completions)
+
+
+def test_something_must_be_measured_that_is_not_rewarded(recipe):
+    rewarded = ["rouge", "length", "repetition"]
+    warnings = preflight.check(recipe(rewards=rewarded, evaluation={"every": 5})).warnings
+    assert any(text.startswith("Every metric is a reward too") for text in warnings)
+    for evaluation in ({"every": 5, "metrics": ["rouge", "numbers"]}, {}):
+        warnings = preflight.check(recipe(rewards=rewarded, evaluation=evaluation)).warnings
+        assert not any(text.startswith("Every metric is a reward too") for text in warnings)
 
 
 def test_a_metric_has_no_gate(recipe):

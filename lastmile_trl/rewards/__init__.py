@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Any
 
 from lastmile_trl.errors import InputError, RunError, nearest, unknown
-from lastmile_trl.rewards.base import Task
+from lastmile_trl.rewards.base import Task, completion_text
 
 REGISTRY = {
     "rouge": "lastmile_trl.rewards.rouge:Rouge",
@@ -45,6 +45,8 @@ REGISTRY = {
 
 # What TRL passes to every reward function beside the columns of the data set.
 FROM_TRAINER = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+
+LARGEST = 3e38  # what a trainer's 32 bits can hold
 
 SETTINGS = ("name", "weight", "clip", "scale", "gate")  # arguments of every reward, explained in `build`
 
@@ -100,27 +102,29 @@ class Reward:
         except Exception as error:
             where = self._failing_row(completions, columns)
             raise RunError(f"Reward '{self.name}' failed{where}: {type(error).__name__}: {error}") from error
-        low, high = self.clip or (-math.inf, math.inf)
-        return [
-            None if value is None else self.scale * min(max(value, low), high)
-            for value in self._checked(values, completions, columns)
-        ]
+        return self._checked(values, completions, columns)
 
     def _checked(self, values: Any, completions: Sequence, columns: dict[str, Any]) -> list[float | None]:
         if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
             raise RunError(
                 f"Reward '{self.name}' returned {values!r:.80}; it must return a list with one number per completion."
             )
-        values = list(values)
+        # A trainer's tensors and numpy's numbers hold one number each.
+        values = [value.item() if hasattr(value, "item") else value for value in values]
         if len(values) != len(completions):
             raise RunError(f"Reward '{self.name}' returned {len(values)} values for {len(completions)} completions.")
+        low, high = self.clip or (-math.inf, math.inf)
+        checked: list[float | None] = []
         for row, value in enumerate(values):
-            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+            if isinstance(value, Real) and math.isfinite(value):
+                value = float(self.scale * min(max(value, low), high))
+            if value is not None and not (isinstance(value, float) and abs(value) <= LARGEST):
                 raise RunError(
                     f"Reward '{self.name}' returned {value!r:.80}{_row(row, completions, columns)}; "
                     "it must be a finite number, or None for a row that cannot be scored."
                 )
-        return [None if value is None else float(value) for value in values]
+            checked.append(value)
+        return checked
 
     def _failing_row(self, completions: Sequence, columns: dict[str, Any]) -> str:
         """Say which row makes the function fail, by calling it on one row after the other."""
@@ -232,7 +236,7 @@ def _check_settings(key: str, settings: dict[str, Any]) -> None:
             valid, wanted = isinstance(value, str) and value != "", "a text"
         elif setting == "clip":
             is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
-            valid, wanted = is_pair and value[0] < value[1], "[low, high], two numbers"
+            valid, wanted = is_pair and value[0] < value[1], "[low, high], two numbers with low < high"
         else:
             valid, wanted = _is_number(value), "a number"
         if not valid:
@@ -297,6 +301,10 @@ def _make(key: str, found: Callable, arguments: dict[str, Any]) -> Callable:
             if argument not in signature.parameters:
                 error = unknown("argument", argument, [*signature.parameters, *SETTINGS])
                 raise InputError(f"Reward '{key}': {error}")
+    for argument, parameter in signature.parameters.items():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and parameter.default is parameter.empty and argument not in arguments:
+            raise InputError(f"Reward '{key}' needs the argument {argument!r}: `- {key}: {{{argument}: ...}}`.")
     try:
         return found(**arguments)
     except Exception as error:
@@ -320,4 +328,4 @@ def _needs(function: Callable) -> tuple[str, ...]:
     )
 
 
-__all__ = ["REGISTRY", "Reward", "Task", "build", "prepare", "score"]
+__all__ = ["REGISTRY", "Reward", "Task", "build", "completion_text", "prepare", "score"]

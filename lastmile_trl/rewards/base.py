@@ -63,15 +63,27 @@ def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     """
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(completion_text([message]) for message in prompt if message["role"] == "user")
+    return "\n".join(completion_text([message]) for message in prompt if message.get("role") == "user")
 
 
-def source_texts(source: str | None, columns: Mapping[str, Sequence]) -> list[str]:
+def source_texts(source: str | None, columns: Mapping[str, Sequence]) -> list[str | None]:
     """Return the text each completion was made from: a column, or the prompt where `source` names none."""
-    sources = columns.get("prompts" if source is None else source)
-    if sources is None or any(text is None for text in sources):
-        raise ValueError("the text it compares with is missing: give every row a `prompt`, or name a `source` column.")
-    return [str(text) for text in sources] if source is not None else list(map(prompt_text, sources))
+    if source is not None:
+        return [None if value is None else cell_text(value) for value in columns[source]]
+    if "prompts" not in columns:
+        raise ValueError("it compares with the prompt, which is missing: give each row a `prompt`, or a `source`.")
+    return [None if prompt is None else prompt_text(prompt) for prompt in columns["prompts"]]
+
+
+def cell_text(value: Any) -> str:
+    """Return a column's value as it stands in a prompt: lists are joined by commas, missing values are empty.
+
+    >>> cell_text(["cat", "dog"]), cell_text(None), cell_text(3)
+    ('cat, dog', '', '3')
+    """
+    if value is None:
+        return ""
+    return ", ".join(map(cell_text, value)) if isinstance(value, list) else str(value)
 
 
 def require(package: str) -> None:

@@ -35,8 +35,8 @@ class Coverage:
     Arguments:
         column: the column of concepts: per row a list of texts, or one text split at white space and commas.
 
-    Irregular forms are not found: "sat" has another stem than "sit". In CommonGen's own references 97 to 99 % of the
-    concepts are found. Scripts that put no space between words cannot be matched.
+    Irregular forms are not found: "sat" has another stem than "sit". Scripts that put no space between words cannot
+    be matched.
 
     >>> Coverage()(["Two dogs ran to catch it.", "dog"], concepts=[["dog", "catch", "run"], "dog, frisbee"])
     [0.6666666666666666, 0.5]

@@ -54,6 +54,9 @@ class _Supported(ABC):
         for completion, source, texts in zip(completions, sources, references, strict=True):
             text = completion_text(completion)
             texts = [reference for reference in reference_texts(texts) if reference.strip()]
+            if source is None and self.measure != "recall":
+                values.append(None)
+                continue
             precision = None if source is None else _share(claims(text), support(source))
             recalls = (_share(claims(reference), support(text)) for reference in texts)
             recall = max((value for value in recalls if value is not None), default=None)
@@ -63,8 +66,8 @@ class _Supported(ABC):
     def _value(self, precision: float | None, recall: float | None) -> float | None:
         if self.measure != "f":
             return precision if self.measure == "precision" else recall
-        if recall is None:
-            return precision
+        if recall is None:  # nothing to name: right for who names nothing, else a matter of the source
+            return 1.0 if precision is None else precision
         if not precision or not recall:
             return 0.0
         return 2 * precision * recall / (precision + recall)
@@ -93,16 +96,16 @@ class Entities(_Supported):
     Formula: over sets of words:
         precision: `|names of the completion in the source| / |names of the completion|`;
         recall:    `|names of the reference in the completion| / |names of the reference|`, of the best reference;
-        f:         `2PR / (P + R)`; 0 for a completion without names where a reference has some, and the precision
-                   alone where none has.
+        f:         `2PR / (P + R)`; 0 for a completion without names where a reference has some. Where no reference
+                   has any, 1 for a completion without names, else the precision.
 
-    Range: [0, 1]. precision is None for a completion without names, recall where no reference has any, f where
-    neither has; recall and f are None without a reference.
+    Range: [0, 1]. precision is None for a completion without names, recall where no reference has any; recall and f
+    are None without a reference, all are without a source.
 
     Use: for summaries of texts full of names: a wrong one is a grave error and costs ROUGE one word.
 
-    How it is gamed: `precision` by naming nothing, or by capital letters on common words of the source; `recall` by
-    listing the names. None of them sees who did what.
+    How it is gamed: `precision` by capital letters on common words of the source (naming nothing has no precision,
+    which counts 0 in training, no better than an invention); `recall` by listing the names. None sees who did what.
 
     Pair it with: rouge or cider, numbers, length.
 
@@ -157,23 +160,24 @@ class Numbers(_Supported):
     """Whether the numbers in the completion stand in the source, and those of the reference in the completion.
 
     Numbers are compared by value: 1,200 is 1200, 3.50 is 3.5, "three" and 3rd are 3, "twenty-one" is 21, and the
-    digits of other scripts are those of ASCII. A time (10:30), a date (12/05/2024) and a version (1.2.3) are one
-    number each. Units, percent and currency signs and a minus are left aside. Not read are "one", which is a pronoun
-    too, "hundred" and above, so that "5 million" is 5, and "first", "second". Points and commas are read as in
+    digits of other scripts are those of ASCII. A time (10:30), a date (12/05/2024, 2024-05-12) and a version (1.2.3)
+    are one number each. Units, percent and currency signs and a minus are left aside. Not read are "one", which is a
+    pronoun too, "hundred" and above, so that "5 million" is 5, and "first", "second". Points and commas are read as in
     English, except that a comma that cannot part thousands is a decimal one.
 
     Formula: over sets of numbers:
         precision: `|numbers of the completion in the source| / |numbers of the completion|`;
         recall:    `|numbers of the reference in the completion| / |numbers of the reference|`, of the best reference;
-        f:         `2PR / (P + R)`; 0 for a completion without numbers where a reference has some, and the precision
-                   alone where none has.
+        f:         `2PR / (P + R)`; 0 for a completion without numbers where a reference has some. Where no reference
+                   has any, 1 for a completion without numbers, else the precision.
 
-    Range: [0, 1]. precision is None for a completion without numbers, recall where no reference has any, f where
-    neither has; recall and f are None without a reference.
+    Range: [0, 1]. precision is None for a completion without numbers, recall where no reference has any; recall and f
+    are None without a reference, all are without a source.
 
     Use: where figures must be right: a wrong digit costs ROUGE one word.
 
-    How it is gamed: `precision` by giving no numbers, `recall` by listing them. None of them sees what is counted.
+    How it is gamed: `precision` by repeating one number of the source (a completion without numbers has no precision,
+    which counts 0 in training); `recall` by listing them. None sees what is counted.
 
     Pair it with: rouge or cider, entities, length.
 
@@ -195,13 +199,13 @@ class Numbers(_Supported):
 
 
 _SEPARATORS = str.maketrans("٫٬", ".,")  # the Arabic decimal and thousands separators
-_FIGURE = re.compile(r"\d+(?:[.,:/]\d+)*")
+_FIGURE = re.compile(r"\d{4}-\d\d?-\d\d?(?!\d)|\d+(?:[.,:/]\d+)*")
 _SMALL = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 ]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_TWO_WORDS = rf"({'|'.join(_TENS)})(?:[-\s]({'|'.join(_SMALL[1:10])}))?"
+_TWO_WORDS = rf"({'|'.join(_TENS)})(?:[-–\s]+({'|'.join(_SMALL[1:10])}))?"
 _SPELLED = re.compile(rf"\b(?:{_TWO_WORDS}|({'|'.join(word for word in _SMALL if word != 'one')}))\b")
 
 
@@ -214,7 +218,7 @@ def _figure(number: str) -> str:
     digits = "".join(str(int(char)) if char.isdecimal() else char for char in number)
     if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", digits):
         digits = digits.replace(",", "")
-    parts = re.split(r"([.,:/])", digits)
+    parts = re.split(r"([.,:/-])", digits)
     parts[::2] = [part.lstrip("0") or "0" for part in parts[::2]]
     if len(parts) == 3 and parts[1] in ".,":
         fraction = re.split("[.,]", digits)[1].rstrip("0")
@@ -238,7 +242,7 @@ class Copying:
     Formula: `-min(1, max(0, density / allowed - 1))`, with `density = sum of |f|^2 / words of the completion` over
     the stretches f, found from left to right, each as long as the source has it.
 
-    Range: [-1, 0]. None for a completion without words.
+    Range: [-1, 0]. None for a completion without words, which counts 0 in training, or without a source.
 
     Use: where a text should put the source in its own words; measure the density of your references first.
 
@@ -248,7 +252,7 @@ class Copying:
 
     Arguments:
         allowed: the density that costs nothing; twice as much costs 1. Names and set phrases are stretches of two or
-            three words, so 4 leaves them alone, and a sentence of eight words or more taken over whole costs all.
+            three words, so 4 leaves them alone, and a completion that is one copied stretch of eight words costs all.
         source: the column of the source; the prompt if not given.
         tokenizer: what a word is: `words`, `characters`, `rouge` or a function, `package.module:function`.
 
@@ -282,8 +286,8 @@ class Copying:
             for completion, source in zip(completions, source_texts(self.source, columns), strict=True)
         ]
 
-    def _score(self, source: str, text: str) -> float | None:
-        measured = extractive(source, text, self.tokenizer)
+    def _score(self, source: str | None, text: str) -> float | None:
+        measured = None if source is None else extractive(source, text, self.tokenizer)
         return None if measured is None else max(-1.0, min(0.0, 1 - measured[1] / self.allowed))
 
 
@@ -331,7 +335,7 @@ class Novelty:
     Formula: `-max(0, low - ratio, ratio - high)`, with
     `ratio = |n-grams of the completion that the source does not have| / |n-grams of the completion|` over sets.
 
-    Range: [-1, 0]. None for a completion shorter than n.
+    Range: [-1, 0]. None for a completion shorter than n, which counts 0 in training, or without a source.
 
     Use: where your references have a typical ratio: keep to it. With `low` 0 only what is too new costs, with `high` 1
     only what is too much copied.
@@ -378,7 +382,7 @@ class Novelty:
     def __call__(self, completions: Sequence, **columns: Any) -> list[float | None]:
         """Score each completion against its row's source."""
         ratios = [
-            novel(source, completion_text(completion), self.n, self.tokenizer)
+            None if source is None else novel(source, completion_text(completion), self.n, self.tokenizer)
             for completion, source in zip(completions, source_texts(self.source, columns), strict=True)
         ]
         return [None if ratio is None else min(0.0, ratio - self.low, self.high - ratio) for ratio in ratios]

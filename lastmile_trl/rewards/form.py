@@ -75,7 +75,7 @@ class Ending:
     def _ended(self, completion_ids: Sequence | None) -> list[bool | None]:
         if completion_ids is None or self.end_ids is None:
             raise ValueError("it is not known what ended: pass ended, or completion_ids and give the reward end_ids.")
-        return [None if ids is None else bool(ids) and ids[-1] in self.end_ids for ids in completion_ids]
+        return [None if ids is None else len(ids) > 0 and int(ids[-1]) in self.end_ids for ids in completion_ids]
 
     def _score(self, ended: bool | None) -> float | None:
         if ended not in (True, False, None):
@@ -136,7 +136,7 @@ class Echo:
         texts = [completion_text(completion) for completion in completions]
         sources = source_texts(self.source, columns) if self.words else [""] * len(texts)
         return [
-            -1.0 if self._holds_phrase(text) or self._repeats(text, source) else 0.0
+            None if source is None else -1.0 if self._holds_phrase(text) or self._repeats(text, source) else 0.0
             for text, source in zip(texts, sources, strict=True)
         ]
 

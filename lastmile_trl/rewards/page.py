@@ -20,13 +20,30 @@ under `evaluation.metrics:` it is a metric, and in Python it is a function:
 ```python
 from lastmile_trl import rewards
 
-chosen = rewards.build(["rouge", {"length": {"weight": 0.2}])
+chosen = rewards.build(["rouge", {"length": {"weight": 0.2}}])
 rewards.score(chosen, [{"prediction": "the cat sat", "references": ["the cat sat down"]}])
 chosen[0](completions=["the cat sat"], references=["the cat sat down"])  # as a TRL trainer calls it
 ```
 
-Higher is always better, so penalties are at most 0. `None` means that a row cannot be scored; TRL leaves such a row out
-of that reward. Of several references the best counts, unless a reward says otherwise.
+In a script of your own, they are reward functions of any TRL trainer; weights go to its config:
+
+```python
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+train = Dataset.from_list([{"prompt": "Shorten: a cat sat down on it", "references": ["a cat sat"]}])
+task = rewards.Task({name: train[name] for name in train.column_names})
+chosen = rewards.prepare(chosen, task)  # for those that look at all rows first, such as cider and slots
+trainer = GRPOTrainer(
+    model="Qwen/Qwen2.5-0.5B-Instruct",
+    args=GRPOConfig(reward_weights=[reward.weight for reward in chosen]),
+    reward_funcs=chosen,
+    train_dataset=train,
+)
+```
+
+Higher is always better, so penalties are at most 0. `None` means that a row cannot be scored; TRL leaves it out of that
+reward's mean, and in the total it counts 0. Of several references the best counts, unless a reward says otherwise.
 
 `lastmile rewards` prints this list, `lastmile rewards NAME` one entry, `lastmile score FILE --reward NAME` the values
 for a file, and `lastmile check RECIPE` what the recipe's rewards say about texts whose worth is known: the references,
@@ -51,8 +68,9 @@ Every reward takes these arguments beside its own:
 - `clip`: `[low, high]`, the limits of its values.
 - `scale` (1): its values are multiplied with this after `clip`, and logged so.
 - `gate`: where the reward's own value is below this number, every reward that is no gate is 0 for that completion.
-  Before that, each is logged by itself as `rewards/<name>/before_gates`. A gate counts in the total too: give it at
-  least the weight of the penalties beside it, or a failed gate would be a way around them.
+  Before that, each is logged by itself as `rewards/<name>/before_gates`. What a gate cannot score passes it. A gate
+  counts in the total too: give it at least the weight of the penalties beside it, or a failed gate would be a way
+  around them.
 - `name`: what it is called in logs, tables and overrides.
 
 What works in practice: one measure of quality against the references; a penalty for each way in which it is gamed
@@ -67,8 +85,11 @@ Any callable in TRL's protocol, named as `package.module:attribute`; the folder 
 
 ```python
 # my_rewards.py
+from lastmile_trl.rewards import completion_text  # a completion is a text, or in a chat a list of messages
+
+
 def polite(completions, **columns):
-    return [float("please" in completion) for completion in completions]
+    return [float("please" in completion_text(completion)) for completion in completions]
 
 
 class Mentions:
@@ -77,8 +98,8 @@ class Mentions:
 
     def __call__(self, completions, **columns):
         return [
-            sum(word in text for word in words) / len(words) if words else None
-            for text, words in zip(completions, columns[self.column])
+            sum(word in completion_text(completion) for word in words) / len(words) if words else None
+            for completion, words in zip(completions, columns[self.column])
         ]
 ```
 
@@ -173,7 +194,7 @@ def _one_item(text: str) -> str:
 def overview() -> list[tuple[str, str, str]]:
     """Each reward's name, first sentence and range."""
     described = map(describe, REGISTRY)
-    return [(one.name, _first(one.summary), _first(one.parts["Range"], ".;,")) for one in described]
+    return [(one.name, _first(one.summary), _first(one.parts["Range"])) for one in described]
 
 
 def _first(text: str, ends: str = ".") -> str:

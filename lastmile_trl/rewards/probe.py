@@ -8,18 +8,19 @@ from typing import Any
 from lastmile_trl.errors import InputError
 from lastmile_trl.rewards import Reward, score
 from lastmile_trl.rewards.base import prompt_text
-from lastmile_trl.rewards.tokens import load_tokenizer
+from lastmile_trl.rewards.tokens import TOKENIZERS
 
 SEPARATED = 0.75  # share of rows in which the reference must score above another text
 DROWNED = 10  # times one reward may move the total as much as another
-UNKNOWN_TEXTS = 0.05  # share of references that may hold no token
+READ = 0.75  # share of the references' letters and digits that a tokenizer must keep
+A_TEXT = 10  # from so many letters on, one word is a script without spaces
 
 # What is tried on every row, by name; `other` is the reference of the next row.
 _TEXTS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
     "the references": lambda row, other: row["references"][0],
     "those of other rows": lambda row, other: other,
     "an empty text": lambda row, other: "",
-    "the reference three times": lambda row, other: " ".join([row["references"][0]] * 3),
+    "the reference three times": lambda row, other: _space(row["references"][0]).join([row["references"][0]] * 3),
     "a copy of the prompt": lambda row, other: prompt_text(row["prompt"]),
 }
 _SHOWN = 3  # the first of them are printed for every reward
@@ -51,7 +52,7 @@ def probe(rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]]) -> Findi
     """
     found, tried = Findings(), {}
     for reward in rewards:
-        if reason := _why_not(reward):
+        if reason := why_not(reward):
             found.notes.append(f"{reward.name}: {reason}, so it is not tried here.")
             continue
         values = tried[reward.name] = _try(reward, rows)
@@ -65,28 +66,39 @@ def probe(rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]]) -> Findi
             *_closed_gates(tried_rewards, tried),
             *_constant(tried),
             *_drowned(tried_rewards, tried),
-            *(_not_separated(tried_rewards, tried) if len(tried) == len(rewards) else []),
+            *_cheaper_closed(tried_rewards, tried),
+            *_not_separated(tried_rewards, tried, [reward.name for reward in rewards if reward.name not in tried]),
         ]
     return found
 
 
-def unknown_texts(reward: Reward, texts: Sequence[str]) -> str | None:
-    """Say that the reward's tokenizer finds nothing in the texts, if in more of them than a few."""
+def unreadable(reward: Reward, references: Sequence[str]) -> str | None:
+    """Say that the reward sees little or nothing of the references: an unknown script, or one without spaces."""
     choice = getattr(reward.function, "tokenizer", None)
-    if not isinstance(choice, str) or getattr(reward.function, "needs", None) != ("references",):
+    unit = getattr(reward.function, "unit", None)
+    if choice not in TOKENIZERS and unit != "words":
         return None
-    tokenizer = load_tokenizer(choice)
-    share = sum(not tokenizer(text) for text in texts) / len(texts)
-    if share <= UNKNOWN_TEXTS:
-        return None
-    return (
-        f"{reward.name}: {share:.0%} of the references hold no token for tokenizer {choice!r}"
-        f"{', which knows only a-z and 0-9' if choice == 'rouge' else ''}: set tokenizer: words, or characters for a "
-        "script without spaces."
-    )
+    tokenize = TOKENIZERS.get(choice, str.split)
+    letters = sum(char.isalnum() for text in references for char in text)
+    tokens = [token for text in references for token in tokenize(text)]
+    read = sum(char.isalnum() for token in tokens for char in token) / max(letters, 1)
+    if read < READ:
+        only = ", which knows only a-z and 0-9" if choice == "rouge" else ""
+        return (
+            f"{reward.name} reads {read:.0%} of the references' letters and digits with tokenizer {choice!r}{only}: "
+            "set tokenizer: words, or characters for a script without spaces."
+        )
+    if len(tokens) <= 1.5 * len(references) and letters > A_TEXT * len(references):
+        key = "unit" if choice is None else "tokenizer"
+        return f"{reward.name} takes most references for a single word: set {key}: characters for such a script."
+    return None
 
 
-def _why_not(reward: Reward) -> str | None:
+def _space(text: str) -> str:
+    return " " if " " in text else ""
+
+
+def why_not(reward: Reward) -> str | None:
     """Why a reward cannot be tried on texts that no model has generated; None if it can."""
     if "completion_ids" in reward.needs:
         return "it counts generated tokens"
@@ -103,11 +115,11 @@ def _try(reward: Reward, rows: Sequence[Mapping[str, Any]]) -> _Values:
 
 
 def _check_scorable(reward: Reward, values: _Values, rows: Sequence[Mapping[str, Any]], found: Findings) -> None:
-    unknown = unknown_texts(reward, [row["references"][0] for row in rows])
+    reason = unreadable(reward, [row["references"][0] for row in rows])
     if all(value is None for value in values["the references"]):
-        raise InputError(unknown or f"Reward {reward.name!r} can score none of the first {len(rows)} references.")
-    if unknown:
-        found.warnings.append(unknown)
+        raise InputError(reason or f"Reward {reward.name!r} can score none of the first {len(rows)} references.")
+    if reason:
+        found.warnings.append(reason)
 
 
 def _closed_gates(rewards: Sequence[Reward], tried: dict[str, _Values]) -> list[str]:
@@ -142,7 +154,23 @@ def _drowned(rewards: Sequence[Reward], tried: dict[str, _Values]) -> list[str]:
     ]
 
 
-def _not_separated(rewards: Sequence[Reward], tried: dict[str, _Values]) -> list[str]:
+def _cheaper_closed(rewards: Sequence[Reward], tried: dict[str, _Values]) -> list[str]:
+    """A gate that costs less than the penalties behind it is a way around them."""
+    lowest = {
+        reward.name: min(reward.weight * value for column in tried[reward.name].values() for value in column if value)
+        for reward in rewards
+        if reward.gate is None and any(value for column in tried[reward.name].values() for value in column)
+    }
+    worst = sum(min(value, 0.0) for value in lowest.values())
+    return [
+        f"A completion that fails the gate {gate.name} loses {gate.weight * gate.gate:.2f}, and one that passes it "
+        f"up to {-worst:.2f} by penalties: give the gate more weight."
+        for gate in rewards
+        if gate.gate is not None and gate.gate > 0 and gate.weight * gate.gate + worst < 0
+    ]
+
+
+def _not_separated(rewards: Sequence[Reward], tried: dict[str, _Values], untried: Sequence[str]) -> list[str]:
     totals = {
         text: [
             sum(reward.weight * (tried[reward.name][text][row] or 0.0) for reward in rewards)
@@ -151,12 +179,13 @@ def _not_separated(rewards: Sequence[Reward], tried: dict[str, _Values]) -> list
         for text in _TEXTS
     }
     references = totals.pop("the references")
+    without = f" without {', '.join(untried)}" if untried else ""
     warnings = []
     for text, values in totals.items():
         above = statistics.fmean(own > value for own, value in zip(references, values, strict=True))
         if above < SEPARATED:
             warnings.append(
-                f"Against {text}, the total is no higher for the reference in {1 - above:.0%} of the rows "
+                f"Against {text}, the total{without} is no higher for the reference in {1 - above:.0%} of the rows "
                 f"({statistics.fmean(references):.3f} for the references, {statistics.fmean(values):.3f} for "
                 f"{text}, on average)."
             )

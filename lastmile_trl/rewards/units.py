@@ -20,7 +20,7 @@ def units(unit: str, completions: Sequence, completion_ids: Sequence | None = No
         return [text.split() if unit == "words" else text for text in texts]
     if completion_ids is None:
         raise ValueError("unit 'tokens' counts generated tokens: pass completion_ids, a list of ids per completion.")
-    return [ids for ids, _ in zip(completion_ids, completions, strict=True)]
+    return [ids.tolist() if hasattr(ids, "tolist") else ids for ids, _ in zip(completion_ids, completions, strict=True)]
 
 
 def needed(unit: str) -> tuple[str, ...]:

@@ -14,6 +14,12 @@ def number(completions, **columns):
     return [None if text == "none" else float(text) for text in completions]
 
 
+def tensor(completions, **columns):
+    import torch
+
+    return torch.tensor([float(len(text)) for text in completions])
+
+
 def in_brackets(completions, **columns):
     return [float(text.startswith("(")) for text in completions]
 
@@ -41,6 +47,23 @@ def test_a_value_is_clipped_and_then_scaled():
     assert reward(["-3", "0.5", "7", "none"]) == [-10.0, 5.0, 20.0, None]
 
 
+def test_what_a_trainer_can_not_hold_is_refused_after_scaling():
+    [reward] = build([{f"{HERE}:number": {"scale": 1e30}}])
+    assert reward(["1e8"]) == [1e38]
+    with pytest.raises(RunError, match="Reward 'number' returned 1e\\+40 on row 1 of the batch"):
+        reward(["1", "1e10"])
+
+
+def test_numbers_of_torch_and_numpy():
+    import torch
+
+    [reward] = build([{f"{HERE}:tensor": {"scale": 2}}])
+    assert reward(["a", "bc"]) == [2.0, 4.0]
+    [repetition] = build([{"repetition": {"n": 1, "unit": "tokens"}}])
+    assert repetition(["x"], completion_ids=[torch.tensor([2, 2, 2, 2])]) == [-0.75]
+    assert build([{"ending": {"end_ids": [2]}}])[0](["x"], completion_ids=[torch.tensor([7, 2])]) == [0.0]
+
+
 def test_scale_alone_and_negative():
     [reward] = build([{f"{HERE}:number": {"scale": -0.5}}])
     assert reward(["2", "-4"]) == [-1.0, 2.0]
@@ -49,11 +72,11 @@ def test_scale_alone_and_negative():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"clip": 1}, "clip must be [low, high], two numbers, not 1."),
-        ({"clip": [1]}, "clip must be [low, high], two numbers, not [1]."),
-        ({"clip": [1, 1]}, "clip must be [low, high], two numbers, not [1, 1]."),
-        ({"clip": [2, 1]}, "clip must be [low, high], two numbers, not [2, 1]."),
-        ({"clip": ["0", 1]}, "clip must be [low, high], two numbers, not ['0', 1]."),
+        ({"clip": 1}, "clip must be [low, high], two numbers with low < high, not 1."),
+        ({"clip": [1]}, "clip must be [low, high], two numbers with low < high, not [1]."),
+        ({"clip": [1, 1]}, "clip must be [low, high], two numbers with low < high, not [1, 1]."),
+        ({"clip": [2, 1]}, "clip must be [low, high], two numbers with low < high, not [2, 1]."),
+        ({"clip": ["0", 1]}, "clip must be [low, high], two numbers with low < high, not ['0', 1]."),
         ({"scale": "2"}, "scale must be a number, not '2'."),
         ({"scale": float("nan")}, "scale must be a number, not nan."),
         ({"gate": True}, "gate must be a number, not True."),

@@ -1,11 +1,14 @@
 """The rewards' page and `lastmile rewards` are made from docstrings, so these must have every part."""
 
+import difflib
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.rewards import REGISTRY
+from lastmile_trl.rewards import REGISTRY, build
 from lastmile_trl.rewards.page import PARTS, describe, overview, page
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +34,34 @@ def test_every_argument_is_explained_and_no_other(name):
 
 
 def test_what_to_pair_it_with_exists():
-    """A word before or after "and", "or" and commas that looks like a name must be one."""
-    import re
-
+    """Each entry names at least one reward, and nothing that looks like one and is none."""
     for name in REGISTRY:
-        for word in re.findall(r"\b[a-z]+_[a-z_0-9]+\b", describe(name).parts["Pair it with"]):
-            assert word in REGISTRY, (name, word)
+        words = re.findall(r"[a-z_0-9]+", describe(name).parts["Pair it with"])
+        assert set(words) & REGISTRY.keys() - {name}, name
+        for word in words:
+            close = difflib.get_close_matches(word, REGISTRY, n=1, cutoff=0.8)
+            assert word in REGISTRY or not close or word.rstrip("s") in REGISTRY, (name, word, close)
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
+    first, trainer, own, *_ = re.findall(r"```python\n(.*?)```", page(), flags=re.DOTALL)
+    scope = {}
+    exec(first, scope)
+    made = {}
+    monkeypatch.setattr("trl.GRPOTrainer", lambda **arguments: made.update(arguments))
+    monkeypatch.setattr("trl.GRPOConfig", lambda **arguments: arguments)
+    exec(trainer, scope)
+    assert made["args"] == {"reward_weights": [1.0, 0.2]} and len(made["reward_funcs"]) == 2
+    (tmp_path / "my_rewards.py").write_text(own)
+    monkeypatch.syspath_prepend(tmp_path)
+    for text in re.findall(r"```yaml\n(.*?)```", page(), flags=re.DOTALL):
+        entries = yaml.safe_load(text.replace("schema.json", str(tmp_path / "schema.json")))["rewards"]
+        (tmp_path / "schema.json").write_text("{}")
+        names = [reward.name for reward in build(entries)]
+    assert names == ["polite", "Mentions"]
+    chat = [[{"role": "assistant", "content": "please, a cat"}]]
+    polite, mentions = build(entries)
+    assert polite(chat) == [1.0] and mentions(chat, tags=[["cat", "dog"]]) == [0.5]
 
 
 def test_the_committed_page_is_the_generated_one():

@@ -2,7 +2,7 @@ import pytest
 
 from lastmile_trl.errors import InputError
 from lastmile_trl.rewards import build
-from lastmile_trl.rewards.probe import probe, unknown_texts
+from lastmile_trl.rewards.probe import probe, unreadable
 
 HERE = __name__
 
@@ -18,6 +18,10 @@ def constant(completions, **columns):
 
 def in_brackets(completions, **columns):
     return [float(text.startswith("(")) for text in completions]
+
+
+def short(completions, **columns):
+    return [float(len(text.split()) < 100) for text in completions]
 
 
 def characters(completions, **columns):
@@ -47,12 +51,12 @@ def drowned(*entries, **options):
 
 
 def test_a_reward_that_drowns_the_others():
-    rows = [{"prompt": "pp", "references": ["aa"]}]  # so the next row's reference is its own
-    # Characters are 2, 2, 0, 8 (three times, with two spaces) and 2: mean 2.8, standard deviation 2.713.
-    # Excess length is 0, 0, 0, -1 and 0: 0.4. So characters move the total 6.78 times as much at equal weights.
+    rows = [{"prompt": "pp", "references": ["a b"]}]  # so the next row's reference is its own
+    # Characters are 3, 3, 0, 11 (three times, with two spaces) and 2: mean 3.8, standard deviation 3.763.
+    # Excess length is 0, 0, 0, -1 and 0: 0.4. So characters move the total 9.4 times as much at equal weights.
     assert drowned("length", f"{HERE}:characters", rows=rows) == []
     assert drowned("length", {f"{HERE}:characters": {"weight": -3}}, rows=rows) == [
-        "characters moves the total 20 times as much as length/excess: change their weights, or `scale` one of them."
+        "characters moves the total 28 times as much as length/excess: change their weights, or `scale` one of them."
     ]
     assert len(drowned("length", {f"{HERE}:characters": {"scale": 3}}, rows=rows)) == 1
     assert drowned({"length": {"weight": 3}}, {f"{HERE}:characters": {"weight": 3}}, rows=rows) == []
@@ -67,7 +71,7 @@ def test_what_does_not_separate():
     ]
     assert said[1] == (
         "Against the reference three times, the total is no higher for the reference in 100% of the rows "
-        "(22.250 for the references, 68.750 for the reference three times, on average)."
+        "(21.750 for the references, 67.250 for the reference three times, on average)."
     )
 
 
@@ -86,17 +90,34 @@ def test_references_that_tokenise_to_nothing():
     with pytest.raises(InputError) as error:
         probe(build(["rouge"]), rows)
     assert str(error.value) == (
-        "rouge/rougeL: 100% of the references hold no token for tokenizer 'rouge', which knows only a-z and 0-9: set "
-        "tokenizer: words, or characters for a script without spaces."
+        "rouge/rougeL reads 0% of the references' letters and digits with tokenizer 'rouge', which knows only a-z and "
+        "0-9: set tokenizer: words, or characters for a script without spaces."
     )
     assert probe(build([{"rouge": {"tokenizer": "words"}}]), rows).warnings == []
-    [said] = [text for text in warnings("rouge", rows=[*ROWS, *rows]) if "hold no token" in text]
-    assert said.startswith("rouge/rougeL: 43% of the references hold no token")
+
+
+def test_references_of_which_only_the_digits_are_read():
+    rows = [{"prompt": "Кто?", "references": [f"кот сидел {n} раз"]} for n in range(3)]
+    [said] = [text for text in warnings("rouge", rows=rows) if "reads" in text]
+    assert said.startswith("rouge/rougeL reads 8% of the references' letters and digits")  # 1 of 12
+
+
+def test_a_script_without_spaces():
+    rows = [
+        {"prompt": "谁?", "references": [text]}
+        for text in ("猫坐在垫子上睡觉了一整天", "狗在山上跑了很久很久才停下来", "鸟飞过树林又飞回来了两次")
+    ]
+    for entry, key in (("length", "unit"), ("repetition", "unit"), ("copying", "tokenizer")):
+        [said] = [text for text in probe(build([entry]), rows).warnings if "single word" in text]
+        assert said.endswith(f"takes most references for a single word: set {key}: characters for such a script.")
+        assert not any("single word" in text for text in probe(build([{entry: {key: "characters"}}]), rows).warnings)
+    # The reference three times has no spaces either.
+    assert any("three times" in text for text in probe(build([{"length": {"weight": -1}}]), rows).warnings)
 
 
 def test_a_reward_that_can_score_nothing():
-    with pytest.raises(InputError, match="Reward 'entities' can score none of the first 4 references."):
-        probe(build(["entities"]), ROWS)
+    with pytest.raises(InputError, match="Reward 'coverage' can score none of the first 4 references."):
+        probe(build(["coverage"]), [{**row, "concepts": []} for row in ROWS])
 
 
 def test_what_is_not_tried():
@@ -111,8 +132,31 @@ def test_chat_prompts():
     assert probe(build(["rouge"]), rows) == probe(build(["rouge"]), ROWS)
 
 
-def test_unknown_texts():
+def test_what_is_not_tried_is_left_out_of_the_total():
+    tripled, copied = warnings({"rouge": {"measure": "recall"}}, "ending")
+    assert tripled.startswith("Against the reference three times, the total without ending is no higher")
+    assert copied.startswith("Against a copy of the prompt, the total without ending is no higher")
+
+
+def test_a_gate_that_is_cheaper_than_the_penalties_behind_it():
+    penalties = [{"repetition": {"n": 1}}, {"length": {"weight": 2}}]
+    form = {f"{HERE}:short": {"gate": 1, "weight": 0.5}}
+    [said] = [text for text in warnings("rouge", *penalties, form) if "gate" in text]
+    assert said.startswith("A completion that fails the gate short loses 0.50, and one that passes it up to 2.")
+    form[f"{HERE}:short"]["weight"] = 3
+    assert not any("gate" in text for text in warnings("rouge", *penalties, form))
+
+
+def test_a_reward_with_a_tokenizer_of_another_kind():
+    pytest.importorskip("sacrebleu")
+    [bleu] = build(["bleu"])
+    assert unreadable(bleu, ["a cat sat"]) is None
+    assert probe([bleu], ROWS).warnings == []
+
+
+def test_unreadable():
     [rouge] = build(["rouge"])
-    assert unknown_texts(rouge, ["кот"] * 5 + ["cat"] * 95) is None
-    assert unknown_texts(rouge, ["кот"] * 6 + ["cat"] * 94).startswith("rouge/rougeL: 6% of")
-    assert unknown_texts(build(["length"])[0], ["кот"]) is None
+    assert unreadable(rouge, ["a cat"] * 3 + ["кот"]) is None  # 12 of 15 letters
+    assert unreadable(rouge, ["a cat"] * 2 + ["кот"]).startswith("rouge/rougeL reads 73% of")
+    assert unreadable(build(["length"])[0], ["Paris", "Rome"]) is None  # short answers are single words
+    assert unreadable(build(["token_f1"])[0], ["кот сидел"]) is None

@@ -117,7 +117,7 @@ def test_building_leaves_the_recipe_as_it_was():
         (["math:sqr"], "Reward 'math:sqr': module 'math' has no 'sqr': did you mean 'sqrt'?"),
         ([f"{HERE}:NUMBER"], f"Reward '{HERE}:NUMBER' is neither a function nor a class."),
         ([{f"{HERE}:shortness": {"word": "cat"}}], "takes only name, weight, clip, scale, gate here, not word"),
-        ([f"{HERE}:Keyword"], "missing 1 required positional argument: 'word'"),
+        ([f"{HERE}:Keyword"], "needs the argument 'word'"),
         ([{f"{HERE}:Keyword": {"word": ""}}], "an empty word is in every text"),
         ([f"{HERE}:slow"], f"Reward '{HERE}:slow' is asynchronous: give a plain function."),
     ],
