@@ -1,0 +1,117 @@
+"""Write the README of the benchmarks from their newest results: `python benchmarks/readme.py`."""
+
+import json
+from pathlib import Path
+
+import gpu
+import trainers
+
+FOLDER = Path(__file__).parent
+TEXT = """\
+# Benchmarks
+
+Each is one command, and writes its figures with `--json FILE`. The tables below are those of the newest files in
+`results/`, put here by `python benchmarks/readme.py`; a test holds them against each other.
+
+## Trainers: what PPO costs
+
+`python benchmarks/trainers.py` measures PPO with its three critics beside TRL's GRPO and RLOO, and beside the last PPO
+that TRL had, which gets an environment of its own: CPU time per roll-out and per optimiser step, and peak memory above
+the imports. All train one small Llama with random weights on the same number of tokens, with the same rewards, KL
+penalty and optimiser steps. A ratio is the median of those of the rounds. `--quick` tries it in a minute or two.
+
+{trainers}
+
+## GPU: memory and speed of 4-bit LoRA
+
+`python benchmarks/gpu.py` measures RLOO, GRPO and PPO on one GPU with models of the sizes of Llama 3.2 1B and Llama 3.1
+8B: peak memory, generated tokens per second, and tokens per second of the update. It needs no download, and checks that
+PPO of the 8B model fits 24 GB. `--tiny --device cpu` tries the script without a GPU.
+
+{gpu}
+
+## Rewards: how fast ROUGE is
+
+`python benchmarks/rewards.py` times our ROUGE beside rouge_score and its successors, on texts of a made-up language
+with the word frequencies of a real one, and checks that the values are equal. A factor says how often as fast as
+rouge_score it is. "New stems" is the first step of a run, in which no word was seen before.
+
+{rewards}
+
+## Start-up: how long a person waits
+
+`python benchmarks/startup.py` prints the medians of seven starts of our command and of TRL's, in turns.
+
+{startup}
+"""
+
+
+def newest(pattern: str) -> Path | None:
+    """The results with the last date in their name."""
+    return max(FOLDER.glob(f"results/{pattern}"), default=None)
+
+
+def provenance(results: dict) -> str:
+    """When, where and with what something was measured."""
+    machine = results["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
+    return f"{results['date']}, {machine['cores']} cores of {machine['cpu']}, Python {results['python']}, {packages}."
+
+
+def trainers_section() -> str:
+    file = newest("trainers-*.json")
+    if not file:
+        return "Not measured yet."
+    results = json.loads(file.read_text())
+    work = results["work"]
+    say = (
+        f"{results['rounds']} rounds; a roll-out is {work['batch'] * work['accumulation']} completions of "
+        f"{work['completion']} tokens to prompts of {work['prompt']}. {provenance(results)}"
+    )
+    return f"{say}\n\n{trainers.markdown(results)}"
+
+
+def gpu_section() -> str:
+    file = newest("gpu-*.json")
+    if not file:
+        return "**Not measured yet: no GPU was at hand.** The script was tried on a CPU with a tiny model only."
+    results = json.loads(file.read_text())
+    return f"{results['rows'][0].get('gpu', results['device'])}. {provenance(results)}\n\n{gpu.markdown(results)}"
+
+
+def rewards_section() -> str:
+    results = json.loads(newest("rewards-*.json").read_text())
+    names = [
+        name for name in results["comparisons"][0] if name not in ("metric", "tokens", "least_ratio", "rouge_score")
+    ]
+    lines = [
+        f"| metric | tokens | rouge_score, ms per pair | {' | '.join(names)} | at least |",
+        "|---|--:|--:|" + "--:|" * (len(names) + 1),
+    ]
+    for row in results["comparisons"]:
+        factors = [f"{row[name]['ratio']:g} x" if name in row else "" for name in names]
+        least = f"{row['least_ratio']} x" if row["least_ratio"] else ""
+        cells = [row["metric"], str(row["tokens"]), f"{row['rouge_score']['ms']:.2f}", *factors, least]
+        lines.append(f"| {' | '.join(cells)} |")
+    step = results["step"]
+    shape = f"{step['groups']} x {step['completions']} completions of {step['tokens']} tokens"
+    took = f"{' + '.join(step['rewards'])} of a step of {shape}: {step['ms']} ms of CPU (at most {step['most_ms']} ms)."
+    return "\n".join([provenance(results), "", *lines, "", took])
+
+
+def startup_section() -> str:
+    file = newest("startup-*.txt")
+    if not file:
+        return "Not measured yet."
+    return f"{file.stem.removeprefix('startup-')}:\n\n```\n{file.read_text().rstrip()}\n```"
+
+
+def render() -> str:
+    """The text of benchmarks/README.md."""
+    return TEXT.format(
+        trainers=trainers_section(), gpu=gpu_section(), rewards=rewards_section(), startup=startup_section()
+    )
+
+
+if __name__ == "__main__":
+    (FOLDER / "README.md").write_text(render(), encoding="utf-8")
