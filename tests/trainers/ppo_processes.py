@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from ppo_fixture import logged, low_share, scripted
 from transformers import AutoTokenizer
@@ -17,8 +18,12 @@ from lastmile_trl.trainers.ppo_config import PPOConfig
 
 def main() -> None:
     given = json.loads(Path(sys.argv[1]).read_text())
-    sharded = bool(os.environ.get("ACCELERATE_USE_DEEPSPEED") or os.environ.get("ACCELERATE_USE_FSDP"))
-    state = PartialState(backend="gloo") if sharded else PartialState(cpu=True)
+    fsdp, deepspeed = (f"ACCELERATE_USE_{name}" in os.environ for name in ("FSDP", "DEEPSPEED"))
+    sharded = fsdp or deepspeed
+    state = PartialState(backend="gloo") if deepspeed else PartialState(cpu=True)
+    args = PPOConfig(**given["settings"], **({"ddp_backend": "gloo"} if deepspeed else {"use_cpu": True}))
+    if fsdp:  # which accelerate offers to accelerators only; PyTorch does it on CPUs as well
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     peft = None
     if given["adapter"]:
         from peft import LoraConfig
@@ -27,7 +32,7 @@ def main() -> None:
     trainer = PPOTrainer(
         model=given["model"],
         reward_funcs=low_share,
-        args=PPOConfig(**given["settings"], **({"ddp_backend": "gloo"} if sharded else {"use_cpu": True})),
+        args=args,
         train_dataset=Dataset.from_dict({"prompt": given["prompts"]}),
         processing_class=AutoTokenizer.from_pretrained(given["model"]),
         peft_config=peft,

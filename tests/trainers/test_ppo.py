@@ -146,6 +146,22 @@ def test_the_reference_of_an_adapter_is_the_model_without_it(make_ppo, lora):
     assert all(torch.equal(value, dict(trainer.model.named_parameters())[name]) for name, value in base.items())
 
 
+def test_the_penalty_is_in_the_reward_and_not_in_the_loss_too(make_ppo, lora):
+    """Without advantages nothing moves the policy, however far it is from its reference."""
+    trainer = make_ppo(peft=lora, beta=10.0, rollout=scripted(), max_grad_norm=0.0, **all_steps(2))
+    with torch.no_grad():
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    gradients = Gradients(trainer)
+    kept = trainer._compute_loss
+    trainer._compute_loss = lambda model, batch: kept(model, batch | {"advantages": 0 * batch["advantages"]})
+    trainer.train()
+    assert abs(logged(trainer, "kl")[0]) > 1e-3
+    assert len(logged(trainer, "kl")) == 1  # TRL would log one of its own with each loss
+    assert not any(value.any() for value in gradients.policy[0].values())
+
+
 @pytest.mark.parametrize("critic", ["shared", "copy"])
 def test_the_gradient_of_the_policy_does_not_depend_on_the_critics_loss(make_ppo, critic):
     found = []
@@ -207,6 +223,23 @@ def test_the_penalty_is_the_log_ratio_of_each_token(make_ppo, lora):
     assert trainer._metrics["train"]["kl"][-1] == pytest.approx(
         (kl.sum() / batch["completion_mask"].sum()).item(), abs=1e-5
     )
+
+
+@pytest.mark.parametrize("critic", ["shared", "copy"])
+def test_a_value_knows_the_tokens_before_its_own_and_no_other(make_ppo, critic):
+    found = []
+    for third in (50, 60):
+        trainer, _ = returns_of(make_ppo, low_share, critic=critic)
+        with torch.no_grad():
+            torch.manual_seed(0)
+            trainer.critic.head[2].weight.normal_()
+        trainer.rollout_func = lambda prompts, trainer, third=third: {
+            "prompt_ids": [[8, 9]] * 8, "completion_ids": [[20, 30, third, 40, 41]] * 8, "logprobs": None,
+        }  # fmt: skip
+        found.append(trainer._generate_and_score_completions([{"prompt": "a"}] * 8)["old_values"][0])
+    assert torch.equal(found[0][:3], found[1][:3])
+    assert (found[0][3:] != found[1][3:]).all()
+    assert len(set(found[0].tolist())) == 5
 
 
 def test_a_completion_that_did_not_end_is_penalised(make_ppo):
@@ -402,6 +435,7 @@ def test_a_person_can_watch_it(make_ppo):
         "kl_per_completion", "entropy", "rewards/low_share/mean", "completions/clipped_ratio", "updates_left_out",
     } <= shown  # fmt: skip
     assert "frac_reward_zero_std" not in shown
+    assert trainer._passes == [] and trainer._heard is None  # no graph is kept
 
 
 # --- kinds of models, prompts and precisions -----------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def zero(stage: int) -> dict[str, str]:
 
 FSDP = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true", "ACCELERATE_USE_CPU": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false", "ACCELERATE_MIXED_PRECISION": "no",
 }  # fmt: skip
 
@@ -117,16 +118,60 @@ def test_deepspeed_trains_what_one_process_does(tmp_path, tiny_model_folder, sta
 
 
 @pytest.mark.slow
+def test_fsdp2_trains_what_one_process_does(tmp_path, tiny_model_folder):
+    settings = SGD | {"optim": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": 1e6}
+    alone = launch(tmp_path / "one", tiny_model_folder, processes=1, **settings)
+    shared = launch(tmp_path / "two", tiny_model_folder, environment=FSDP, **settings)
+    assert found(shared)["distributed"] == "DistributedType.FSDP"
+    assert all(torch.equal(value, state(shared, "critic1")[key]) for key, value in state(shared, "critic0").items())
+    close(state(alone, "critic0"), state(shared, "critic0"), atol=1e-4, rtol=1e-2)
+    close(*(load_file(folder / "saved" / "model.safetensors") for folder in (alone, shared)), atol=5e-4, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_fsdp2_leaves_updates_out(tmp_path, tiny_model_folder):
+    folder = launch(tmp_path / "two", tiny_model_folder, environment=FSDP, value_warmup_steps=3)
+    close(load_file(folder / "saved" / "model.safetensors"), load_file(tiny_model_folder / "model.safetensors"),
+          atol=0, rtol=0)  # fmt: skip
+    assert (state(folder, "critic0")["head.2.weight"] != 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, zero(2)], ids=["ddp", "zero2"])
+def test_two_processes_resume_as_if_never_stopped(tmp_path, tiny_model_folder, environment):
+    if environment:
+        pytest.importorskip("deepspeed", reason="pip install 'lastmile-trl[deepspeed]' to run it")
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "script": False, "environment": environment}
+    whole = launch(tmp_path / "run", tiny_model_folder, **settings)
+    critic, numbers = state(whole, "critic0"), found(whole)["numbers"]
+    weights = load_file(whole / "saved" / "model.safetensors")
+    again = launch(tmp_path / "run", tiny_model_folder, **settings, resume=str(whole / "run" / "checkpoint-3"))
+    assert found(again)["numbers"] == numbers
+    close(state(again, "critic0"), critic, atol=0, rtol=0)
+    close(load_file(again / "saved" / "model.safetensors"), weights, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize(
-    ("environment", "settings", "words"),
+    ("sharded", "settings", "words"),
     [
-        (zero(2), {"critic": "copy"}, "PPO: critic='copy' would lie whole on every process"),
-        (zero(2), {"critic_detach": False}, "PPO: critic_detach=False does not work with FSDP and DeepSpeed"),
-        (zero(2), {"target_kl": 0.1}, "PPO: target_kl and value_warmup_steps leave steps out"),
-        (zero(2), {"value_warmup_steps": 1}, "PPO: target_kl and value_warmup_steps leave steps out"),
+        ("both", {"critic": "copy"}, "PPO: critic='copy' would lie whole on every process.*use critic='shared'"),
+        ("both", {"critic_detach": False}, "PPO: critic_detach=False does not work with FSDP and DeepSpeed"),
+        ("deepspeed", {"target_kl": 0.1}, "PPO: target_kl and value_warmup_steps leave steps out"),
+        ("deepspeed", {"value_warmup_steps": 1}, "PPO: target_kl and value_warmup_steps leave steps out"),
     ],
 )
-def test_what_deepspeed_cannot_do_is_refused(tmp_path, tiny_model_folder, environment, settings, words):
+def test_what_sharding_does_not_stand_is_refused(make_ppo, sharded, settings, words):
+    trainer = make_ppo(**settings)
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ValueError, match=words):
+        trainer._refuse_what_does_not_work()
+    trainer.is_deepspeed_enabled, trainer.is_fsdp_enabled = False, True
+    with pytest.raises(ValueError, match=words) if sharded == "both" else nullcontext():
+        trainer._refuse_what_does_not_work()
+
+
+@pytest.mark.slow
+def test_a_refusal_reaches_the_screen(tmp_path, tiny_model_folder):
     pytest.importorskip("deepspeed", reason="pip install 'lastmile-trl[deepspeed]' to run it")
-    screen = launch(tmp_path / "two", tiny_model_folder, environment=environment, fails=True, **settings)
-    assert words in screen
+    screen = launch(tmp_path / "two", tiny_model_folder, environment=zero(2), fails=True, critic="copy")
+    assert "PPO: critic='copy' would lie whole on every process" in screen
