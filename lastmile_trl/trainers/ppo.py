@@ -94,8 +94,7 @@ class PPOTrainer(GRPOTrainer):
         for wrong, why in (
             (sharded and not self._shared, f"critic={args.critic!r} would lie whole on every process, where FSDP "
              "and DeepSpeed shard the policy: use critic='shared'"),
-            (sharded and self._joint, "critic_detach=False does not work with FSDP and DeepSpeed: use "
-             "critic_detach=True"),
+            (sharded and self._joint, "critic_detach=False does not work with FSDP and DeepSpeed: set it to true"),
             (self.is_deepspeed_enabled and drops, "target_kl and value_warmup_steps leave steps out, and DeepSpeed's "
              "optimiser takes them all: set them to null and 0"),
             (args.fp16 and (drops or self._joint or not self._shared), "fp16 scales gradients, which only a shared "

@@ -13,6 +13,11 @@ class PPOConfig(GRPOConfig):
 
     A roll-out is `steps_per_generation` batches, gone through `num_iterations` times, with an optimiser step every
     `gradient_accumulation_steps` batches: so `steps_per_generation / gradient_accumulation_steps` minibatches an epoch.
+
+    >>> here = {"bf16": False, "save_strategy": "no"}
+    >>> settings = PPOConfig("runs/ppo", steps_per_generation=8, gradient_accumulation_steps=2, **here)
+    >>> settings.generation_batch_size, settings.optimizer_steps_per_rollout
+    (64, 16)
     """
 
     num_generations: int = field(default=1, metadata={"help": "Completions of each prompt in a roll-out."})

@@ -304,23 +304,22 @@ def test_the_gradients_depend_neither_on_micro_batches_nor_on_padding(make_ppo, 
                 torch.testing.assert_close(value, second[name], atol=2e-6, rtol=2e-3)
 
 
-def test_the_value_loss_is_a_mean_over_tokens(make_ppo):
-    trainer = make_ppo(rollout=scripted(), max_steps=1, lam_critic=1.0, per_device_train_batch_size=4,
-                       gradient_accumulation_steps=2)  # fmt: skip
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_value_loss_is_a_mean_over_the_tokens_of_a_minibatch(make_ppo, accumulation):
+    trainer = make_ppo(rollout=scripted(), max_steps=1, per_device_train_batch_size=4, steps_per_generation=2,
+                       gradient_accumulation_steps=accumulation)  # fmt: skip
     gradients = Gradients(trainer)
     batches = []
-    trainer._compute_loss, kept = (
-        lambda model, batch: batches.append(batch) or kept(model, batch),
-        trainer._compute_loss,
-    )
+    kept = trainer._compute_loss
+    trainer._compute_loss = lambda model, batch: batches.append(batch) or kept(model, batch)
     trainer.train()
+    assert len(batches) == accumulation
     returns, mask = (torch.cat([batch[name].flatten() for batch in batches]) for name in ("returns", "trained"))
+    tokens = batches[0]["num_items_in_batch"] * accumulation / 2  # of an average minibatch, as in the policy's loss
     # All values are 0, so the slope of the head's last bias is minus the mean return.
-    expected = -((returns * mask).sum() / mask.sum())
-    torch.testing.assert_close(gradients.critic[0]["head.2.bias"], expected.reshape(1))
-    assert sum(logged(trainer, "value/loss")) == pytest.approx(
-        sum(0.5 * ((b["returns"] ** 2) * b["trained"]).sum().item() / b["trained"].sum().item() for b in batches) / 2
-    )
+    torch.testing.assert_close(gradients.critic[0]["head.2.bias"], -((returns * mask).sum() / tokens).reshape(1))
+    losses = [0.5 * ((b["returns"] ** 2) * b["trained"]).sum().item() / b["trained"].sum().item() for b in batches]
+    assert logged(trainer, "value/loss")[0] == pytest.approx(sum(losses) / accumulation)
 
 
 # --- what must not learn -------------------------------------------------------------------------------------------
