@@ -48,6 +48,7 @@ def check(
     checks: list[Callable[[], None]] = [
         lambda: check_run_folder(recipe, force),
         lambda: _check_models(recipe, upcoming),
+        lambda: _check_critic(recipe, upcoming, distributed),
         lambda: _check_packages(recipe, distributed),
         lambda: _check_data(recipe, processes, findings),
         lambda: _check_hub(recipe),
@@ -179,6 +180,27 @@ def _check_adapter(start: str, adapter: dict, recipe: Recipe) -> None:
             raise InputError(
                 f"model.{key} is {recipe.model[key]}, but the adapter {start!r} that goes on being trained has "
                 f"{adapter.get(name)}: drop the key or use the same value."
+            )
+
+
+def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) -> None:
+    """What PPO's trainer would refuse after the model has loaded."""
+    if recipe.method != "ppo":
+        return
+    training, sharded = recipe.training, distributed in ("DEEPSPEED", "FSDP")
+    critic = training.get("critic", "shared")
+    if critic not in ("shared", "copy") and Path(critic) not in upcoming:
+        check_model(critic)
+    if sharded and (critic != "shared" or training.get("critic_detach") is False):
+        raise InputError(
+            f"training.critic: with {distributed} the policy is sharded, and only critic: shared with critic_detach: "
+            "true works: change them, or use --accelerate multi_gpu."
+        )
+    for key in ("target_kl", "value_warmup_steps"):
+        if distributed == "DEEPSPEED" and training.get(key):
+            raise InputError(
+                f"training.{key} leaves optimiser steps out, and DeepSpeed takes them all: set {key}=null, or use "
+                "--accelerate fsdp2."
             )
 
 

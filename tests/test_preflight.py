@@ -119,6 +119,22 @@ def test_something_must_be_measured_that_is_not_rewarded(recipe):
         assert not any(text.startswith("Every metric is a reward too") for text in warnings)
 
 
+@pytest.mark.parametrize(
+    ("training", "distributed", "message"),
+    [
+        ({"critic": "copy"}, "FSDP", "training.critic: with FSDP the policy is sharded, and only critic: shared"),
+        ({"critic_detach": False}, "DEEPSPEED", "training.critic: with DEEPSPEED the policy is sharded"),
+        ({"target_kl": 0.1}, "DEEPSPEED", "training.target_kl leaves optimiser steps out"),
+        ({"value_warmup_steps": 2}, "DEEPSPEED", "training.value_warmup_steps leaves optimiser steps out"),
+        ({"critic": "nowhere/model"}, "NO", "'nowhere/model'"),
+    ],
+)
+def test_critics_that_do_not_work(recipe, training, distributed, message):
+    pytest.importorskip("deepspeed") if distributed == "DEEPSPEED" else None
+    assert message in problem(recipe("ppo", training=training), distributed=distributed)
+    assert preflight.check(recipe("ppo")).problems == []
+
+
 def test_a_metric_has_no_gate(recipe):
     said = problem(recipe(evaluation={"metrics": [{"format": {"pattern": "a", "gate": 1}}]}))
     assert said == "evaluation.metrics: 'format' has a gate, which only rewards have: drop it there."

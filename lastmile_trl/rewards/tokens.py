@@ -1,9 +1,12 @@
 """How a text becomes tokens, for every reward that compares words."""
 
 import functools
-import importlib
+import importlib.util
+import sys
+import types
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from lastmile_trl.errors import InputError, unknown
 
@@ -100,7 +103,18 @@ _stems = _Stems()
 
 @functools.cache
 def _porter_stem() -> Callable[[str], str]:
-    from nltk.stem.porter import PorterStemmer  # here because nltk takes a quarter of a second to import
+    """Return nltk's stemmer, from packages that are empty but for it: all of nltk brings scipy, and takes seconds."""
+    if "nltk" not in sys.modules:
+        folder = Path(importlib.util.find_spec("nltk").origin).parent
+        for name, path in (("nltk", folder), ("nltk.stem", folder / "stem")):
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = [str(path)]
+        try:
+            return _porter_stem.__wrapped__()
+        finally:
+            for name in [name for name in sys.modules if name.split(".")[0] == "nltk"]:
+                del sys.modules[name]
+    from nltk.stem.porter import PorterStemmer
 
     return PorterStemmer().stem
 

@@ -1,5 +1,6 @@
 import random
 import string
+import subprocess
 import sys
 
 import pytest
@@ -113,3 +114,15 @@ def test_ngrams():
     assert list(ngrams("abcd", 1)) == ["a", "b", "c", "d"]
     assert list(ngrams("abcd", 3)) == [("a", "b", "c"), ("b", "c", "d")]
     assert list(ngrams(["a"], 2)) == []
+
+
+def test_the_stemmer_comes_without_the_rest_of_nltk():
+    program = """
+import sys
+from lastmile_trl.rewards.tokens import stem
+assert stem("running") == "run" and stem("flies") == "fli"
+assert not [name for name in sys.modules if name.split(".")[0] in ("nltk", "scipy", "numpy")]
+import nltk.stem.porter  # and nltk is whole for whoever wants it
+assert nltk.stem.porter.PorterStemmer().stem("running") == "run" and nltk.word_tokenize
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
