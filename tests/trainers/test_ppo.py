@@ -123,6 +123,13 @@ def test_a_config_of_another_method_is_refused(make_ppo):
         make_ppo(config=GRPOConfig, num_generations=2)
 
 
+def test_images_are_refused_by_a_critic_that_does_not_see_them(make_ppo):
+    trainer = make_ppo(critic="copy")
+    trainer._passes = [(torch.zeros(1, 2), None)]
+    with pytest.raises(ValueError, match="PPO: critic='copy' does not see images: use critic='shared'"):
+        trainer._first_pass({"pixel_values": torch.zeros(1)}, 1)
+
+
 @pytest.mark.parametrize(
     "settings", [{"critic": "copy"}, {"critic_detach": False}, {"target_kl": 0.1}, {"value_warmup_steps": 1}]
 )
@@ -212,17 +219,33 @@ def test_the_penalty_is_the_log_ratio_of_each_token(make_ppo, lora):
                 parameter.normal_(std=0.05)
     seen = []
     trainer._first_pass, kept = lambda *a: seen.append(trainer._passes) or kept(*a), trainer._first_pass
-    trainer._scores = lambda batch, mode: (torch.zeros(8), torch.ones(8, dtype=torch.bool))
+    scored = torch.arange(8) < 4
+    trainer._scores = lambda batch, mode: (torch.zeros(8), scored)
     batch = trainer._generate_and_score_completions([{"prompt": row["source"] + " =>"} for row in make_rows(8)])
     (policy, _), (reference, _) = seen[0]
-    kl = (policy - reference) * batch["completion_mask"]
+    trained = batch["completion_mask"] * scored.unsqueeze(1)
+    kl = (policy - reference) * trained
     assert kl.abs().max() > 0.01
-    to_come = kl.flip(1).cumsum(1).flip(1) * batch["completion_mask"]
+    to_come = kl.flip(1).cumsum(1).flip(1) * trained
     torch.testing.assert_close(batch["returns"], -0.5 * to_come, atol=1e-5, rtol=1e-4)
-    assert trainer._metrics["train"]["kl_per_completion"][-1] == pytest.approx(kl.sum().item() / 8, abs=1e-5)
-    assert trainer._metrics["train"]["kl"][-1] == pytest.approx(
-        (kl.sum() / batch["completion_mask"].sum()).item(), abs=1e-5
-    )
+    metrics = trainer._metrics["train"]
+    assert metrics["kl_per_completion"][-1] == pytest.approx(kl.sum().item() / 4, abs=1e-5)
+    assert metrics["kl"][-1] == pytest.approx((kl.sum() / trained.sum()).item(), abs=1e-5)
+
+
+def test_the_critic_has_a_lambda_of_its_own(make_ppo):
+    _, batch = returns_of(make_ppo, lambda completions, **columns: [3.0] * len(completions), lam=1.0, lam_critic=0.0)
+    assert (batch["returns"] != 0).sum(1).tolist() == [1] * 8
+
+
+def test_a_value_may_move_by_a_share_of_a_typical_return(make_ppo):
+    trainer, batch = returns_of(make_ppo, lambda completions, **columns: [10.0] * len(completions), cliprange_value=0.2)
+    assert batch["typical_return"].item() == pytest.approx(10)
+    with torch.no_grad():
+        trainer.critic.head[2].bias.fill_(5.0)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(trainer.model, batch)
+    assert trainer._metrics["train"]["value/loss"] == pytest.approx([0.5 * (10 - 2) ** 2])
 
 
 @pytest.mark.parametrize("critic", ["shared", "copy"])

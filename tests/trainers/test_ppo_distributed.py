@@ -78,6 +78,7 @@ def test_two_processes_are_one(tmp_path, tiny_model_folder, critic):
         assert numbers and found(shared)["numbers"][name] == pytest.approx(numbers, abs=2e-4), name
 
 
+@pytest.mark.slow
 def test_processes_that_sample_apart_keep_one_critic(tmp_path, tiny_model_folder):
     folder = launch(tmp_path / "two", tiny_model_folder, script=False, critic="copy", adapter=True, target_kl=0.05,
                     beta=0.05, scale_scores=True, per_device_train_batch_size=1, max_steps=9)  # fmt: skip
