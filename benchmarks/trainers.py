@@ -2,11 +2,12 @@
 
 All train the same Llama with random weights, and sample the same number of tokens: no completion may end early. Every
 measurement is a process of its own. A round runs all of them in turn; a ratio is the median of those of the rounds, for
-the machine may be slower in one round than in the next. Time is that of the CPU, per roll-out, without the first one;
-memory is the peak of the process above its size after the imports. All take one optimiser step per epoch, with AdamW
-and a KL penalty of 0.05. The rewards are next to free: a share of even token ids, for the old trainer as a module
-without weights, since it takes no functions. It gets an environment of its own, with the same torch and transformers,
-which is made in a cache folder.
+the machine may be slower in one round than in the next. Time is that of the CPU, per roll-out, without the first one.
+Memory is the peak of the process above its size after the imports; it hardly depends on the number of epochs, so it is
+measured with the most only, once, in processes that give back at once what is freed. All take one optimiser step per
+epoch, with AdamW and a KL penalty of 0.05. The rewards are next to free: a share of even token ids, for the old trainer
+as a module without weights, since it takes no functions. It gets an environment of its own, with the same torch and
+transformers, which is made in a cache folder.
 """
 
 import argparse
@@ -84,6 +85,9 @@ class Case:
     method: str
     tuning: str
     epochs: int
+
+
+Figures = dict[Case, float]
 
 
 # -- What all train on -------------------------------------------------------------------------------------------------
@@ -281,23 +285,13 @@ def measure(case: Case, work: Work, folder: str) -> dict[str, float]:
     return {"seconds": (ends[-1] - ends[0]) / (work.rollouts - 1), "megabytes": peak_megabytes() - imported}
 
 
-def in_process(python: str, *words: str) -> str:
-    """What this script prints with these words, in a process of its own."""
-    quiet = {
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONWARNINGS": "ignore",
-    }
-    done = subprocess.run(
-        [python, __file__, *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"} | quiet,
-    )
+def in_process(python: str, *words: str, **environment: str) -> str:
+    """The last line that this script prints with these words, in a process of its own."""
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run([python, __file__, *words], capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
-    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    return done.stdout.strip().rpartition("\n")[2]
 
 
 def old_python(folder: Path) -> str | None:
@@ -315,45 +309,47 @@ def old_python(folder: Path) -> str | None:
     return str(python)
 
 
-def rounds_of(cases: list[Case], work: Work, rounds: int, old: str | None) -> Iterator[dict[Case, dict[str, float]]]:
+def rounds_of(cases: list[Case], work: Work, rounds: int, old: str | None) -> Iterator[tuple[Figures, list[Figures]]]:
+    """Yield after each round the peak memory of the cases and their times in the rounds so far."""
     with tempfile.TemporaryDirectory() as folder:
         in_process(sys.executable, "--save", folder, json.dumps(asdict(work)))  # torch would make this process large
-        for number in range(rounds):
-            measured = {}
+
+        def measured(what: str, cases: list[Case], **environment: str) -> Figures:
+            figures = {}
             for case in cases:
-                words = json.dumps(asdict(case)), json.dumps(asdict(work)), folder
-                measured[case] = json.loads(
-                    in_process(old if case.method == OLD else sys.executable, "--measure", *words)
-                )
-                figures = "{seconds:7.2f} s {megabytes:7.0f} MB".format(**measured[case])
-                say(f"round {number + 1}: {case.method:20}{case.tuning:6}{case.epochs} epochs {figures}")
-            yield measured
+                words = "--measure", json.dumps(asdict(case)), json.dumps(asdict(work)), folder
+                python = old if case.method == OLD else sys.executable
+                figures[case] = json.loads(in_process(python, *words, **environment))[what]
+                say(f"{case.method:20}{case.tuning:6}{case.epochs} epochs {figures[case]:9.2f} {what}")
+            return figures
+
+        most = max(case.epochs for case in cases)
+        # What is freed goes back at once: the peak is that of the tensors, the same each time, but all is slower.
+        memory = measured("megabytes", [case for case in cases if case.epochs == most], MALLOC_MMAP_THRESHOLD_="65536")
+        times = []
+        for _ in range(rounds):
+            times.append(measured("seconds", cases))
+            yield memory, times
 
 
-def rows_of(rounds: list[dict[Case, dict[str, float]]]) -> list[dict]:
-    """Medians of each case, and how they compare to those of the other methods."""
+def rows_of(memory: Figures, times: list[Figures]) -> list[dict]:
+    """The figures of each case, and how they compare to those of the other methods."""
     rows = []
-    for case in rounds[0]:
-        middle = {
-            key: statistics.median(measured[case][key] for measured in rounds) for key in ("seconds", "megabytes")
+    for case in times[0]:
+        seconds = statistics.median(each[case] for each in times)
+        row = asdict(case) | {
+            "seconds_per_rollout": round(seconds, 3),
+            "seconds_per_step": round(seconds / case.epochs, 3),
+            "megabytes": round(memory[case]) if case in memory else None,
+            "ratios": {},
         }
-        against = {
-            other: {
-                what: round(statistics.median(each[case][key] / each[peer][key] for each in rounds), 3)
-                for what, key in (("time", "seconds"), ("memory", "megabytes"))
-            }
-            for other in ("GRPO", "RLOO", OLD)
-            if (peer := replace(case, method=other)) in rounds[0]
-        }
-        rows.append(
-            {
-                **asdict(case),
-                "seconds_per_rollout": round(middle["seconds"], 3),
-                "seconds_per_step": round(middle["seconds"] / case.epochs, 3),
-                "megabytes": round(middle["megabytes"]),
-                "ratios": against,
-            }
-        )
+        for other in ("GRPO", "RLOO", OLD):
+            peer = replace(case, method=other)
+            if peer in times[0]:
+                row["ratios"][other] = {"time": round(statistics.median(each[case] / each[peer] for each in times), 3)}
+                if case in memory:
+                    row["ratios"][other]["memory"] = round(memory[case] / memory[peer], 3)
+        rows.append(row)
     return rows
 
 
@@ -378,11 +374,11 @@ def markdown(results: dict) -> str:
     ]
     for row in results["rows"]:
         ratios = [
-            f"{row['ratios'][other][what]:.2f}" if other in row["ratios"] else ""
+            f"{row['ratios'][other][what]:.2f}" if what in row["ratios"].get(other, ()) else ""
             for other, what in product(("RLOO", OLD), ("time", "memory"))
         ]
         cells = [f"{row['tuning']}, {row['epochs']}", row["method"], f"{row['seconds_per_rollout']:.2f}"]
-        cells += [f"{row['seconds_per_step']:.2f}", str(row["megabytes"]), *ratios]
+        cells += [f"{row['seconds_per_step']:.2f}", str(row["megabytes"] or ""), *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| bar | at most | measured | |", "|---|--:|--:|---|"]
     for bar in results["bars"]:
@@ -428,11 +424,9 @@ def main() -> None:
     cases = [Case(method, *rest) for *rest, method in product(options.tunings, options.epochs, methods)]
     work, rounds = (QUICK, 1) if options.quick else (Work(), options.rounds)
     about = {**environment(["lastmile-trl", "trl", *SAME_PACKAGES]), "work": asdict(work)}
-    measured = []
-    for each in rounds_of(cases, work, rounds, old):
-        measured.append(each)
-        rows = rows_of(measured)
-        results = {**about, "rounds": len(measured), "rows": rows, "bars": bars_of(rows)}
+    for memory, times in rounds_of(cases, work, rounds, old):
+        rows = rows_of(memory, times)
+        results = {**about, "rounds": len(times), "rows": rows, "bars": bars_of(rows)}
         if options.json:  # after every round, as the next one takes minutes
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -32,11 +32,8 @@ def test_the_readme_shows_the_stored_figures(benchmark):
 def test_a_ratio_is_the_median_of_those_of_the_rounds(benchmark):
     trainers = benchmark("trainers")
     ppo, rloo = trainers.Case("PPO", "full", 4), trainers.Case("RLOO", "full", 4)
-    rounds = [
-        {ppo: {"seconds": p, "megabytes": 110}, rloo: {"seconds": r, "megabytes": 100}}
-        for p, r in [(6.0, 2.0), (5.0, 10.0), (4.0, 4.0)]
-    ]
-    row, _ = trainers.rows_of(rounds)
+    times = [{ppo: first, rloo: second} for first, second in [(6.0, 2.0), (5.0, 10.0), (4.0, 4.0)]]
+    row, _ = trainers.rows_of({ppo: 110, rloo: 100}, times)
     assert row["ratios"]["RLOO"] == {"time": 1.0, "memory": 1.1}
     assert (row["seconds_per_rollout"], row["seconds_per_step"], row["megabytes"]) == (5.0, 1.25, 110)
 
