@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 # optimizer states and settings of this machine.
 PUBLISHED = (
     "README.md", "recipe.yaml", "evaluation.json",
-    "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json",
+    "model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors",  # a critic stays here
+    "adapter_config.json", "config.json", "generation_config.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
     "chat_template.jinja",
 )  # fmt: skip
