@@ -269,7 +269,8 @@ def adapter_run(adapter, tmp_path) -> Path:
     """A copy of the adapter's run folder, with all that training leaves in it and nobody else should see."""
     run = shutil.copytree(adapter, tmp_path / "run")
     for private in ("training_args.bin", "history.jsonl", "optimizer.pt", "critic.safetensors",
-                    "checkpoint-5/adapter_model.safetensors", "completions/completions_5.parquet", "outputs/a.jsonl", "report.html"):  # fmt: skip
+                    "checkpoint-5/adapter_model.safetensors", "completions/completions_5.parquet",
+                    "outputs/a.jsonl", "report.html"):  # fmt: skip
         (run / private).parent.mkdir(exist_ok=True)
         (run / private).write_text(TOKEN)
     (run / "evaluation.json").write_text(json.dumps(EVALUATION))
