@@ -64,11 +64,12 @@ def trainers_section() -> str:
         return "Not measured yet."
     results = json.loads(file.read_text())
     work = results["work"]
-    say = (
-        f"{results['rounds']} rounds; a roll-out is {work['batch'] * work['accumulation']} completions of "
-        f"{work['completion']} tokens to prompts of {work['prompt']}. {provenance(results)}"
+    how = (
+        f"{results['rounds']} rounds; timed roll-outs in each: {work['rollouts'] - 1}, of "
+        f"{work['batch'] * work['accumulation']} completions of {work['completion']} tokens to prompts of "
+        f"{work['prompt']}. {provenance(results)}"
     )
-    return f"{say}\n\n{trainers.markdown(results)}"
+    return f"{how}\n\n{trainers.markdown(results)}"
 
 
 def gpu_section() -> str:

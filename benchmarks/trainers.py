@@ -62,7 +62,7 @@ class Work:
     completion: int = 48
     batch: int = 8  # completions in a forward pass
     accumulation: int = 2  # batches in a roll-out, and in an optimiser step
-    rollouts: int = 2  # the first is not timed
+    rollouts: int = 4  # the first is not timed
 
     @property
     def completions(self) -> int:
