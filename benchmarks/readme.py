@@ -18,7 +18,7 @@ Each is one command, and writes its figures with `--json FILE`. The tables below
 `python benchmarks/trainers.py` measures PPO with its three critics beside TRL's GRPO and RLOO, and beside the last PPO
 that TRL had, which gets an environment of its own: CPU time per roll-out and per optimiser step, and peak memory above
 the imports. All train one small Llama with random weights on the same number of tokens, with the same rewards, KL
-penalty and optimiser steps. A ratio is the median of those of the rounds. `--quick` tries it in a minute or two.
+penalty and optimiser steps. A ratio is the median of those of the rounds. `--quick` tries it with next to no work.
 
 {trainers}
 

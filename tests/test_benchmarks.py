@@ -96,10 +96,11 @@ def test_a_model_in_4_bits_is_what_transformers_would_load(benchmark, tmp_path):
 def test_the_trainers_script_runs(tmp_path):
     file = tmp_path / "trainers.json"
     methods = ["GRPO", "RLOO", "PPO", "PPO, joint critic", "PPO, copied critic"]
-    printed = run(str(FOLDER / "trainers.py"), "--quick", "--json", str(file), "--epochs", "4", "--methods", *methods)
+    words = ["--tunings", "full", "--epochs", "4", "--methods", *methods]
+    printed = run(str(FOLDER / "trainers.py"), "--quick", "--json", str(file), *words)
     results = json.loads(file.read_text())
-    assert [row["method"] for row in results["rows"]] == methods * 2
-    assert len(results["bars"]) == 6 and "| time of PPO / GRPO, LoRA |" in printed
+    assert [row["method"] for row in results["rows"]] == methods
+    assert len(results["bars"]) == 3 and "| time of PPO / GRPO, full |" in printed
 
 
 @pytest.mark.slow
