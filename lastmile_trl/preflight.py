@@ -323,8 +323,7 @@ def _try_metrics(recipe: Recipe, metrics: list[Reward], rows: data_module.Rows, 
 def _sample(recipe: Recipe, rows: data_module.Rows) -> tuple[list[dict], rewards.Task]:
     """A few rows with their prompts, and what rewards may know of all of them."""
     sample = rows.train.take(min(SAMPLE, len(rows.train))).to_list()
-    task = rewards.Task({name: rows.train[name] for name in rows.train.column_names})
-    return [{**row, "prompt": data_module.render(recipe.data, row)} for row in sample], task
+    return [{**row, "prompt": data_module.render(recipe.data, row)} for row in sample], rewards.Task.of(rows.train)
 
 
 def _check_reward_model(reward: Reward) -> None:

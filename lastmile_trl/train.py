@@ -118,7 +118,7 @@ def _train(recipe: Recipe) -> None:
         if state.is_main_process:
             rows = data_module.load(recipe.data)
             outputs, held_out = _outputs_of_run(recipe.run.name, recipe.run, recipe, rows)
-            _write_own_comparison(recipe, outputs, held_out, _task(rows.train))
+            _write_own_comparison(recipe, outputs, held_out, rewards.Task.of(rows.train))
         return
     trainer, held_out, task = _build(recipe)
     _add_callbacks(trainer, recipe, held_out, task)
@@ -143,10 +143,6 @@ def _write_own_comparison(recipe: Recipe, outputs: dict, held_out: "Dataset", ta
     """A run beside itself post-processed, before it is held against others."""
     name = recipe.run.name
     _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, task, _reward_names(recipe), [name])
-
-
-def _task(train: "Dataset", end_ids: Sequence[int] = ()) -> rewards.Task:
-    return rewards.Task({name: train[name] for name in train.column_names}, frozenset(end_ids))
 
 
 def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
@@ -179,7 +175,7 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
         for text in notes:
             note(text)
     model = models.load_model(model_config, trust, trainable=True)
-    task = _task(train, end_ids_of(model, tokenizer))
+    task = rewards.Task.of(train, end_ids_of(model, tokenizer))
     chosen = rewards.prepare(rewards.build(recipe.rewards), task)
     trainer = _load_class(TRAINERS[recipe.method])(
         model=model,
@@ -243,7 +239,7 @@ def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task
         trainer.add_callback(callbacks.Completions(recipe.run, trainer))
     if recipe.evaluation.every:
         metrics = rewards.prepare(rewards.build(recipe.evaluation.metrics), task)
-        chosen = rewards.prepare(rewards.build(recipe.rewards), task)
+        chosen = trainer.reward_funcs if recipe.method in RL else []
         rows = held_out.to_list()
 
         def decode() -> "list[Output]":
@@ -324,7 +320,7 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     if PartialState().num_processes > 1:
         raise InputError("`method: evaluate` runs in one process: leave --num_processes out.")
     rows = data_module.load(recipe.data)
-    task = _task(rows.train)
+    task = rewards.Task.of(rows.train)
     runs = short_names(recipe.evaluation.runs)
     postprocess = recipe.evaluation.postprocess
     postprocess = [next(iter(runs))] if postprocess is None else postprocess

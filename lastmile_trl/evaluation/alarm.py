@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from lastmile_trl.evaluation.significance import Interval, paired
+from lastmile_trl.rewards.base import known_mean
 
 # How far a mean may move from where the run started before it is worth a look.
 LENGTH_FACTOR = 1.25
@@ -59,7 +60,7 @@ class Alarm:
         ]
 
     def _length(self, measured: _Values) -> tuple[str, str] | None:
-        before, now = (_mean(values["length_ratio"]) for values in (self.measured, measured))
+        before, now = (known_mean(values["length_ratio"]) for values in (self.measured, measured))
         if not before or now is None:
             return None
         # Back towards the references' length is no drift.
@@ -69,7 +70,7 @@ class Alarm:
         return "length_ratio", f"outputs are {now:.2f} times as long as the references, {before:.2f} at the start"
 
     def _change(self, name: str, measured: _Values, limit: float, what: str) -> tuple[str, str] | None:
-        before, now = _mean(self.measured[name]), _mean(measured[name])
+        before, now = known_mean(self.measured[name]), known_mean(measured[name])
         if (now - before) / limit <= 1:
             return None
         return name, f"outputs {what}: {name} is {now:.2f}, {before:.2f} at the start"
@@ -90,11 +91,6 @@ def most_common_opening(texts: Sequence[str]) -> tuple[str, float]:
     openings = Counter(" ".join(text.split()[:OPENING_WORDS]) for text in texts)
     [(opening, count)] = openings.most_common(1)
     return opening, count / len(texts)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _size(fall: Interval) -> str:

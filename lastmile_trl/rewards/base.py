@@ -20,6 +20,11 @@ class Task:
     columns: Mapping[str, Sequence] = field(default_factory=dict)  # of the training rows
     end_ids: frozenset[int] = frozenset()  # the tokens that end a completion
 
+    @classmethod
+    def of(cls, train: Any, end_ids: Iterable[int] = ()) -> "Task":
+        """Return the task of a data set of training rows."""
+        return cls({name: train[name] for name in train.column_names}, frozenset(end_ids))
+
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
     """Return the text of a completion: a string, or the last message of a chat.
@@ -99,6 +104,22 @@ def check_choice(key: str, value: Any, valid: Iterable[str]) -> None:
     valid = list(valid)
     if value not in valid:
         raise unknown(key, value, valid)
+
+
+def check_column(key: str, value: Any) -> None:
+    """Refuse anything but the name of a column."""
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{key} must be the name of a column, not {value!r}.")
+
+
+def known_mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known; None if none is.
+
+    >>> known_mean([1.0, None, 2.0]), known_mean([None])
+    (1.5, None)
+    """
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def check_flag(key: str, value: Any) -> None:

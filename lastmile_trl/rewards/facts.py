@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.rewards.base import Task, check_choice, completion_text
+from lastmile_trl.rewards.base import Task, check_choice, check_column, completion_text
 from lastmile_trl.rewards.tokens import stem, words
 
 # A row's slots as one text: "name[The Eagle], area[riverside]".
@@ -45,7 +45,7 @@ class Coverage:
     column: str = "concepts"
 
     def __post_init__(self) -> None:
-        _check_column("column", self.column)
+        check_column("column", self.column)
 
     @property
     def __name__(self) -> str:
@@ -124,7 +124,7 @@ class Slots:
 
     def __post_init__(self) -> None:
         check_choice("measure", self.measure, ("accuracy", "omitted", "wrong", "added"))
-        _check_column("column", self.column)
+        check_column("column", self.column)
         values, phrases = self.values or {}, self.phrases or {}
         if not isinstance(values, Mapping) or not all(isinstance(listed, list | tuple) for listed in values.values()):
             raise InputError(f"values must map each slot to a list of values, not {values!r:.80}.")
@@ -250,8 +250,3 @@ def _text(value: Any) -> str:
 @functools.lru_cache(maxsize=1 << 16)
 def _words(text: str) -> tuple[str, ...]:
     return tuple(words(text))
-
-
-def _check_column(key: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{key} must be the name of a column, not {value!r}.")

@@ -11,6 +11,7 @@ from typing import Any
 from lastmile_trl.errors import InputError
 from lastmile_trl.rewards.base import (
     check_choice,
+    check_column,
     check_number,
     check_whole,
     completion_text,
@@ -29,7 +30,8 @@ class _Supported(ABC):
 
     def __post_init__(self) -> None:
         check_choice("measure", self.measure, ("f", "precision", "recall"))
-        _check_source(self.source)
+        if self.source is not None:
+            check_column("source", self.source)
 
     @property
     def __name__(self) -> str:
@@ -267,7 +269,8 @@ class Copying:
 
     def __post_init__(self) -> None:
         check_number("allowed", self.allowed, least=0, exclusive=True)
-        _check_source(self.source)
+        if self.source is not None:
+            check_column("source", self.source)
         load_tokenizer(self.tokenizer)
 
     @property
@@ -367,7 +370,8 @@ class Novelty:
         check_number("high", self.high, least=0)
         if not self.low <= self.high <= 1:
             raise InputError(f"low and high must be shares with low <= high <= 1, not {self.low:g} and {self.high:g}.")
-        _check_source(self.source)
+        if self.source is not None:
+            check_column("source", self.source)
         load_tokenizer(self.tokenizer)
 
     @property
@@ -401,8 +405,3 @@ def novel(source: str, text: str, n: int, tokenizer: str = "words") -> float | N
 
 def _share(claims: frozenset[str], support: frozenset[str]) -> float | None:
     return len(claims & support) / len(claims) if claims else None
-
-
-def _check_source(value: Any) -> None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise InputError(f"source must be the name of a column, not {value!r}.")

@@ -184,7 +184,7 @@ def _joined(text: str) -> str:
 
 
 def _one_item(text: str) -> str:
-    """The text as one item of a list: what is indented in a docstring becomes a list below it."""
+    """The text as one item of a list: its further lines are indented below the first."""
     lines = text.splitlines()
     return "\n".join(
         f"    {line.strip()}" if number and line.strip() else line.strip() for number, line in enumerate(lines)
@@ -197,9 +197,9 @@ def overview() -> list[tuple[str, str, str]]:
     return [(one.name, _first(one.summary), _first(one.parts["Range"])) for one in described]
 
 
-def _first(text: str, ends: str = ".") -> str:
-    """The text up to the first of these marks that white space follows, but for those within brackets."""
-    return re.split(rf"(?<=[{ends}])\s(?![^\[(]*[\])])", _joined(text), maxsplit=1)[0].rstrip(ends)
+def _first(text: str) -> str:
+    """The first sentence, without its full stop; one within brackets ends none."""
+    return re.split(r"(?<=\.)\s(?![^\[(]*[\])])", _joined(text), maxsplit=1)[0].rstrip(".")
 
 
 def page() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lastmile_trl.errors import InputError
 from lastmile_trl.rewards import Reward, score
-from lastmile_trl.rewards.base import prompt_text
+from lastmile_trl.rewards.base import known_mean, prompt_text
 from lastmile_trl.rewards.tokens import TOKENIZERS
 
 SEPARATED = 0.75  # share of rows in which the reference must score above another text
@@ -57,7 +57,7 @@ def probe(rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]]) -> Findi
             continue
         values = tried[reward.name] = _try(reward, rows)
         _check_scorable(reward, values, rows, found)
-        means = {name: _mean(column) for name, column in list(values.items())[:_SHOWN]}
+        means = {name: known_mean(column) for name, column in list(values.items())[:_SHOWN]}
         said = [f"{'no value' if mean is None else f'{mean:.3f}'} for {name}" for name, mean in means.items()]
         found.notes.append(f"{reward.name}: {', '.join(said)}.")
     tried_rewards = [reward for reward in rewards if reward.name in tried]
@@ -190,8 +190,3 @@ def _not_separated(rewards: Sequence[Reward], tried: dict[str, _Values], untried
                 f"{text}, on average)."
             )
     return warnings
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None

@@ -11,8 +11,24 @@ from lastmile_trl.rewards.tokens import ngrams
 from lastmile_trl.rewards.units import UNITS, needed, units
 
 
+class _OverUnits:
+    """What Repetition and Loop share: each completion is scored as the row of its units."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The columns it needs."""
+        return needed(self.unit)
+
+    def __call__(
+        self, completions: Sequence, completion_ids: Sequence | None = None, **columns: Any
+    ) -> list[float | None]:
+        """Score each completion on its own."""
+        rows = units(self.unit, completions, completion_ids)
+        return [None if row is None else self._score(row) for row in rows]
+
+
 @dataclass(frozen=True)
-class Repetition:
+class Repetition(_OverUnits):
     """The share of the completion's n-grams that it has already said, as a penalty.
 
     Formula: `-(1 - different n-grams / n-grams)`.
@@ -45,25 +61,13 @@ class Repetition:
     def __name__(self) -> str:
         return "repetition"
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The columns it needs."""
-        return needed(self.unit)
-
-    def __call__(
-        self, completions: Sequence, completion_ids: Sequence | None = None, **columns: Any
-    ) -> list[float | None]:
-        """Score each completion on its own."""
-        rows = units(self.unit, completions, completion_ids)
-        return [None if row is None else self._score(row) for row in rows]
-
     def _score(self, row: Sequence) -> float:
         total = len(row) - self.n + 1
         return len(set(ngrams(row, self.n))) / total - 1 if total > 0 else 0.0
 
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(_OverUnits):
     """The longest loop of the completion, a block that is said again at once, as a penalty.
 
     Formula: `-(units said again in the longest loop / units)`. A loop of period p is a stretch in which every unit
@@ -99,17 +103,8 @@ class Loop:
     def __name__(self) -> str:
         return "loop"
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The columns it needs."""
-        return needed(self.unit)
-
-    def __call__(
-        self, completions: Sequence, completion_ids: Sequence | None = None, **columns: Any
-    ) -> list[float | None]:
-        """Score each completion on its own."""
-        rows = units(self.unit, completions, completion_ids)
-        return [None if row is None else -self._said_again(row) / max(len(row), 1) for row in rows]
+    def _score(self, row: Sequence) -> float:
+        return -self._said_again(row) / max(len(row), 1)
 
     def _said_again(self, row: Sequence) -> int:
         found = 0
