@@ -26,6 +26,8 @@ CURVES = (
     "loss",
     "value_loss",
     "mean_token_accuracy",
+    "accuracy",
+    "margin",
     "reward_std",
     "frac_reward_zero_std",
 )
@@ -52,10 +54,33 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
     `result` is what `compare` returns; `histories` maps a run's name to its logged rows; `notes` are paragraphs shown
     under the table. Returns `path`.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     from lastmile_trl.evaluation.comparison import answer
+
+    runs = list(dict.fromkeys([*(entry["run"] for entry in result["results"]), *histories]))
+    slots = {run: index % COLOURS for index, run in enumerate(runs)}
+    # An unescaped `<` would let a completion close the script element that carries the examples.
+    examples = json.dumps(_browser(result, slots), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return fill(
+        "report.html.jinja",
+        path,
+        title=_title(result),
+        answer=answer(result),
+        rows=result["rows"],
+        baseline=result["baseline"],
+        notes=notes,
+        table=_table(result, slots),
+        curves=curves(histories, slots),
+        points=POINTS,
+        colours=COLOURS,
+        examples=Markup(examples),
+    )
+
+
+def fill(template: str, path: Path, **content: object) -> Path:
+    """Write one of the package's pages with its content, all of which is escaped. Returns `path`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("lastmile_trl"),
@@ -64,22 +89,7 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    runs = list(dict.fromkeys([*(entry["run"] for entry in result["results"]), *histories]))
-    slots = {run: index % COLOURS for index, run in enumerate(runs)}
-    # An unescaped `<` would let a completion close the script element that carries the examples.
-    examples = json.dumps(_browser(result, slots), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = environment.get_template("report.html.jinja").render(
-        title=_title(result),
-        answer=answer(result),
-        rows=result["rows"],
-        baseline=result["baseline"],
-        notes=notes,
-        table=_table(result, slots),
-        curves=_curves(histories, slots),
-        points=POINTS,
-        colours=COLOURS,
-        examples=Markup(examples),
-    )
+    page = environment.get_template(template).render(content)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(page.encode("utf-8", errors="replace"))
@@ -99,7 +109,7 @@ def _table(result: dict, slots: dict[str, int]) -> dict:
     """Rows grouped by decoding, because a difference is always taken at the same decoding."""
     entries, primary, baseline = result["results"], next(iter(result["metrics"])), result["baseline"]
     decimals = {
-        name: _decimals(_largest(entry["metrics"].get(name) for entry in entries)) for name in result["metrics"]
+        name: decimals_for(_largest(entry["metrics"].get(name) for entry in entries)) for name in result["metrics"]
     }
     kinds = {
         kind: processed
@@ -157,8 +167,8 @@ def _cell(interval: dict | None, difference: dict | None, better: str | None, de
         return None
     moved = _moved(difference)
     return {
-        "mean": _number(interval["mean"], decimals),
-        "interval": f"[{_number(interval['low'], decimals)}, {_number(interval['high'], decimals)}]",
+        "mean": number(interval["mean"], decimals),
+        "interval": f"[{number(interval['low'], decimals)}, {number(interval['high'], decimals)}]",
         "moved": moved,
         "worse": bool(moved and better) and moved != better,
     }
@@ -175,21 +185,21 @@ def _whisker(difference: dict | None, low: float, high: float, rows: int) -> dic
     """The interval as numbers to read, and as per cent of a line from `low` to `high` to draw."""
     if difference is None:
         return None
-    decimals = _decimals(max(abs(difference["low"]), abs(difference["high"])))
+    decimals = decimals_for(max(abs(difference["low"]), abs(difference["high"])))
     values = {"zero": 0.0} | {key: difference[key] for key in ("low", "mean", "high")}
     return {
         "moved": _moved(difference),
-        "mean": _number(difference["mean"], decimals, sign=True),
-        "interval": f"[{', '.join(_number(difference[end], decimals, sign=True) for end in ('low', 'high'))}]",
+        "mean": number(difference["mean"], decimals, sign=True),
+        "interval": f"[{', '.join(number(difference[end], decimals, sign=True) for end in ('low', 'high'))}]",
         "rows": difference["rows"] if difference["rows"] < rows else None,
         "at": {key: round(100 * (value - low) / ((high - low) or 1.0), 2) for key, value in values.items()},
     }
 
 
-def _decimals(size: float) -> int:
+def decimals_for(size: float) -> int:
     """How many decimals show three digits of a number of this size.
 
-    >>> [_decimals(size) for size in (250, 31.4, 2.7, 0.31, 0.004, 0)]
+    >>> [decimals_for(size) for size in (250, 31.4, 2.7, 0.31, 0.004, 0)]
     [0, 1, 2, 3, 5, 3]
     """
     if size == 0 or 0.01 <= size < 1:
@@ -197,10 +207,10 @@ def _decimals(size: float) -> int:
     return min(8, max(0, 2 - math.floor(math.log10(size))))
 
 
-def _number(value: float, decimals: int, sign: bool = False) -> str:
+def number(value: float, decimals: int, sign: bool = False) -> str:
     """A number with a true minus sign and no negative zero.
 
-    >>> _number(-0.1234, 2), _number(0.5, 1, sign=True), _number(-0.001, 2)
+    >>> number(-0.1234, 2), number(0.5, 1, sign=True), number(-0.001, 2)
     ('−0.12', '+0.5', '0.00')
     """
     value = round(value, decimals) + 0.0
@@ -217,7 +227,7 @@ def _finite(value: object) -> float | None:
 # The training curves
 
 
-def _curves(histories: dict[str, list[dict]], slots: dict[str, int]) -> dict:
+def curves(histories: dict[str, list[dict]], slots: dict[str, int]) -> dict:
     """One panel per logged quantity worth a look, one line per run in it."""
     keys = dict.fromkeys(key for rows in histories.values() for row in rows for key in row)
     panels, drawn = [], set()
@@ -265,7 +275,7 @@ def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[s
     thinned = {run: _thin(points) for run, points in series.items()}
     values = [value for points in thinned.values() for _, value in points]
     first, last, low, high = min(steps), max(steps), min(values), max(values)
-    decimals = max(0, 1 - math.floor(math.log10(high - low))) if high > low else _decimals(abs(high))
+    decimals = max(0, 1 - math.floor(math.log10(high - low))) if high > low else decimals_for(abs(high))
 
     def x(step: float) -> float:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * ((step - first) / (last - first) if last > first else 0.5), 1)
@@ -279,7 +289,7 @@ def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[s
             "slot": slots[run],
             "path": " ".join(f"{x(step)},{y(value)}" for step, value in points),
             "dots": [(x(step), y(value)) for step, value in points] if len(points) <= 12 else [],
-            "last": f"{run}: {_number(points[-1][1], decimals)} at the end",
+            "last": f"{run}: {number(points[-1][1], decimals)} at the end",
         }
         for run, points in thinned.items()
     ]
@@ -291,8 +301,8 @@ def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[s
         "right": WIDTH - RIGHT,
         "top": TOP,
         "bottom": HEIGHT - BOTTOM,
-        "low": _number(low, decimals),
-        "high": _number(high, decimals),
+        "low": number(low, decimals),
+        "high": number(high, decimals),
         "first": f"{first:.0f}",
         "last": f"{last:.0f}",
         "zero": y(0.0) if low < 0 < high else None,
@@ -312,7 +322,7 @@ def _browser(result: dict, slots: dict[str, int]) -> dict:
         outputs = {(o["run"], o["decoding"], o["postprocessed"]): o for o in example["outputs"]}
         examples.append(
             {
-                "prompt": _plain(example["prompt"]),
+                "prompt": plain(example["prompt"]),
                 "references": example["references"],
                 "outputs": [_output(outputs.get(entry), metrics) for entry in entries],
             }
@@ -344,10 +354,10 @@ def _output(output: dict | None, metrics: list[str]) -> dict | None:
     return {"text": output["text"], "values": [None if v is None else float(f"{v:.6g}") for v in values]}
 
 
-def _plain(prompt: str | list[dict]) -> str:
+def plain(prompt: str | list[dict]) -> str:
     """A prompt as text; of a conversation every message with its role before it.
 
-    >>> _plain([{"role": "user", "content": "Hello?"}])
+    >>> plain([{"role": "user", "content": "Hello?"}])
     'user: Hello?'
     """
     if isinstance(prompt, str):
