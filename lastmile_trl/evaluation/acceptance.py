@@ -136,7 +136,7 @@ def failures(result: Mapping[str, Any], require: Mapping[str, float]) -> list[st
 
     `accuracy` is the least accuracy on every category that is not named itself, a category's name the least accuracy
     on it, `samples` that on the real samples of every run and decoding, `length_correlation` the largest correlation
-    of score and length, in either direction. What cannot be shown is not met.
+    of score and length, in either direction: none where nothing varies. An accuracy that cannot be shown is not met.
     """
     found = []
     for name, group in result["categories"].items():
@@ -302,7 +302,9 @@ def _share(values: Sequence[float]) -> dict[str, Any]:
     rows, mean, z2 = len(values), sum(values) / len(values), 1.959964**2
     centre = (mean + z2 / (2 * rows)) / (1 + z2 / rows)
     reach = math.sqrt(z2 * (mean * (1 - mean) / rows + z2 / (4 * rows**2))) / (1 + z2 / rows)
-    return {"mean": mean, "low": max(0.0, centre - reach), "high": min(1.0, centre + reach), "rows": rows}
+    # Where all are alike, an end is the mean itself, but for the last digit.
+    low, high = min(mean, max(0.0, centre - reach)), max(mean, min(1.0, centre + reach))
+    return {"mean": mean, "low": low, "high": high, "rows": rows}
 
 
 def _quantile(ordered: Sequence[float], at: float) -> float:
