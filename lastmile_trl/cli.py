@@ -111,6 +111,16 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(overrides=[])
     _add_launch_words(run)
 
+    for name, what in {
+        "pairs": "make the pairs of a recipe, a dataset to look at: train.jsonl, validation.jsonl",
+        "filter": "the pairs of a recipe, without those that its model would hardly write itself",
+    }.items():
+        pairs = command(name, _pairs, what)
+        pairs.add_argument("recipe", help="one with a section `preferences`")
+        pairs.set_defaults(overrides=[], filters=name == "filter")
+        pairs.add_argument("--output", type=Path, help="default: runs/<task>/<recipe>-pairs, or -filtered")
+        pairs.add_argument("--force", action="store_true", help="replace what is there")
+
     score = command("score", _score, "rewards for the rows of a file with a `prediction` and a `references` column")
     score.add_argument("file", type=Path)
     score.add_argument("--reward", action="append", required=True, metavar="NAME[:k=v,...]")
@@ -248,22 +258,21 @@ def _check(words: argparse.Namespace) -> int:
 def _run(words: argparse.Namespace) -> int:
     from .recipe import collect
 
-    names, overrides = _split([*words.recipe, *words.overrides])
-    recipes = collect(names, overrides)
-    return _run_stages(recipes, {recipe.run: overrides for recipe in recipes}, words)
+    return _run_stages(collect(*_split([*words.recipe, *words.overrides])), words)
 
 
-def _run_stages(recipes: "list[Recipe]", overrides: dict[Path, list[str]], words: argparse.Namespace) -> int:
+def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
     """Check all stages first, then run them in order, each in its own process, up to the first failure."""
     from .launch import Launch
     from .preflight import check
+    from .recipe import IN_ONE_PROCESS
 
     launch = Launch.choose(words.accelerate, words.num_processes)
     upcoming: set[Path] = set()
     for recipe in recipes:
-        own = launch.alone() if recipe.method == "evaluate" else launch
+        own = launch.alone() if recipe.method in IN_ONE_PROCESS else launch
         if words.dry_run:
-            _print(f"# {recipe.source}\n{recipe.yaml()}# {own.shell(recipe, overrides[recipe.run])}\n")
+            _print(f"# {recipe.source}\n{recipe.yaml()}# {own.shell(recipe)}\n")
         elif not _skips(recipe, words, upcoming):
             findings = check(recipe, own.processes, upcoming, words.force, own.distributed)
             if findings.problems:
@@ -281,9 +290,9 @@ def _run_stages(recipes: "list[Recipe]", overrides: dict[Path, list[str]], words
             continue
         note(title)
         started = time.monotonic()
-        own = launch.alone() if recipe.method == "evaluate" or _only_evaluates(recipe, words) else launch
+        own = launch.alone() if recipe.method in IN_ONE_PROCESS or _only_evaluates(recipe, words) else launch
         environment = own.environment(words.debug, words.force)
-        code = subprocess.run(own.command(recipe, overrides[recipe.run]), env=environment).returncode
+        code = subprocess.run(own.command(recipe), env=environment).returncode
         if code:
             note(f"{title} failed; the stages after it were not started.")
             return 1
@@ -295,7 +304,7 @@ def _run_stages(recipes: "list[Recipe]", overrides: dict[Path, list[str]], words
 def _skips(recipe: "Recipe", words: argparse.Namespace, upcoming: set[Path]) -> bool:
     from .run_folder import is_done
 
-    return not words.force and is_done(recipe) and not upcoming & {Path(start) for start in recipe.starts_from}
+    return not words.force and is_done(recipe) and not upcoming & {Path(need) for need in recipe.needs}
 
 
 def _only_evaluates(recipe: "Recipe", words: argparse.Namespace) -> bool:
@@ -321,6 +330,31 @@ def _stage(recipe: str, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _pairs(words: argparse.Namespace) -> int:
+    """`method: pairs` with the data, the model and the preferences of any recipe that has them."""
+    from . import preflight, train
+    from .recipe import Recipe, load
+
+    source = load(words.recipe, words.overrides)
+    preferences = {key: value for key, value in source.values.get("preferences", {}).items() if key != "require"}
+    if words.filters:
+        preferences["filter"] = preferences.get("filter") or {}
+    kind = "filtered" if words.filters else "pairs"
+    output = words.output or source.run.with_name(f"{source.run.name}-{kind}")
+    kept = {name: source.values[name] for name in ("model", "data", "rewards", "evaluation") if name in source.values}
+    training = {"output_dir": str(output), "seed": source.seed}
+    recipe = Recipe(
+        source.source, {"method": "pairs", **kept, "preferences": preferences, "training": training}, source.overrides
+    )
+    if problems := preflight.check(recipe, force=words.force).problems:
+        raise InputError(" ".join(problems))
+    if words.force:
+        os.environ["LASTMILE_FORCE"] = "1"
+    train.run(recipe)
+    _show(output)
+    return 0
+
+
 def _quickstart(words: argparse.Namespace) -> int:
     from .recipe import load, shipped
 
@@ -334,18 +368,29 @@ def _quickstart(words: argparse.Namespace) -> int:
     overrides = {name: [*more, f"training.output_dir={runs[name]}"] for name, more in overrides.items()}
     note("Three stages on made-up notes, nothing to download: about five minutes on two CPU cores.")
     recipes = [load(shipped("recipes") / "quickstart" / f"{name}.yaml", overrides[name]) for name in runs]
-    return _run_stages(recipes, {runs[name]: overrides[name] for name in runs}, words)
+    return _run_stages(recipes, words)
 
 
 # --- looking at results --------------------------------------------------------------------------------------------
 
 
 def _show(run: Path) -> None:
-    """The comparison of a run folder: table, answer, where the page is."""
+    """What a run folder came to: of pairs how many, else table, answer, where the page is."""
     from rich.console import Console
 
-    from .evaluation.comparison import answer, table
+    from .run_folder import stored_recipe
 
+    method = stored_recipe(run).method
+    if method == "pairs":
+        from .preferences.stage import lines
+
+        _print("\n".join([*lines(run), "", f"Pairs: {run}"]))
+        return
+    if method == "reward":
+        from .evaluation.acceptance import table
+        from .evaluation.acceptance import verdict as answer
+    else:
+        from .evaluation.comparison import answer, table
     result = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     Console(width=None if sys.stdout.isatty() else 200).print(table(result))
     _print(answer(result))
@@ -460,7 +505,7 @@ def _evaluate(words: argparse.Namespace) -> int:
 
 
 def _report(words: argparse.Namespace) -> int:
-    from .evaluation.report import write_report
+    from .evaluation import acceptance, report
     from .recipe import short_names
     from .run_folder import alarms, history, stored_recipe
 
@@ -472,12 +517,13 @@ def _report(words: argparse.Namespace) -> int:
         runs = short_names(stored.evaluation.runs) if stored.method == "evaluate" else {run.name: run}
         histories = {name: history(path) for name, path in runs.items()}
         notes = [*alarms(runs), *stored.evaluation.notes]
-        _print(str(write_report(result, histories, run / "report.html", notes)))
+        write = acceptance.write_page if stored.method == "reward" else report.write_report
+        _print(str(write(result, histories, run / "report.html", notes)))
     return 0
 
 
 def _generate(words: argparse.Namespace) -> int:
-    from . import data, models, run_folder, train
+    from . import data, models, outputs, run_folder
 
     if words.temperature < 0 or words.max_new_tokens < 1 or words.prompt == "":
         raise InputError(
@@ -495,7 +541,7 @@ def _generate(words: argparse.Namespace) -> int:
         rows = data.read(replace(stored.data, path=words.file), "train", labelled=False)
         tokenizer = models.load_tokenizer(str(words.run))
         prompts = list(data.with_prompts(rows, stored.data, tokenizer, [])["prompt"])
-    for text in train.generate(words.run, prompts, **settings):
+    for text in outputs.generate(words.run, prompts, **settings):
         _print(text.strip() if words.prompt is not None else json.dumps(text.strip(), ensure_ascii=False))
     return 0
 

@@ -44,19 +44,19 @@ class Launch:
         """The same device in one process, for what is not distributed."""
         return self if self.processes == 1 else Launch.choose("cpu" if self.cpu else "single_gpu", 1)
 
-    def command(self, recipe: Recipe, overrides: list[str]) -> list[str]:
+    def command(self, recipe: Recipe) -> list[str]:
         """The exact command; printed by --dry-run it can be pasted into a shell."""
         # Without --multi_gpu accelerate starts one process on a CPU, and with it, it does not shard.
         several = ["--multi_gpu"] if self.cpu and self.processes > 1 and not self.sharded else []
         return [
             sys.executable, "-m", "accelerate.commands.launch", "--quiet",
             "--config_file", str(self.config), *several, "--num_processes", str(self.processes),
-            "-m", "lastmile_trl", str(recipe.source), *overrides,
+            "-m", "lastmile_trl", str(recipe.source), *recipe.overrides,
         ]  # fmt: skip
 
-    def shell(self, recipe: Recipe, overrides: list[str]) -> str:
+    def shell(self, recipe: Recipe) -> str:
         """The command as one line for a shell."""
-        return shlex.join(self.command(recipe, overrides))
+        return shlex.join(self.command(recipe))
 
     def environment(self, debug: bool, force: bool) -> dict[str, str]:
         """What the stage's processes inherit."""

@@ -57,6 +57,15 @@ def adapter_config(model: str, revision: str | None = None) -> dict[str, Any] | 
     return read_json(model, "adapter_config.json", revision)
 
 
+def is_reward_model(model: str, revision: str | None = None) -> bool:
+    """Whether a model, or an adapter, gives one score instead of words."""
+    if adapter := adapter_config(model, revision):
+        return adapter.get("task_type") == "SEQ_CLS"
+    config = read_json(model, "config.json", revision) or {}
+    one_label = len(config.get("id2label", {0: ""})) == 1 or config.get("num_labels") == 1
+    return one_label and any("SequenceClassification" in name for name in config.get("architectures") or [])
+
+
 def load_tokenizer(
     model: str, revision: str | None = None, trust_remote_code: bool = False, chat: bool = False
 ) -> "PreTrainedTokenizerBase":
@@ -119,35 +128,66 @@ def load_model(config: "ModelConfig", trust_remote_code: bool = False, trainable
 
     A ``trainable`` adapter goes on being trained: TRL keeps a frozen copy of it as the KL reference.
     """
-    from accelerate import PartialState
     from peft import PeftModel
-    from trl import get_quantization_config
-    from trl.trainer.utils import create_model_from_path
 
     path, revision = config.model_name_or_path, config.model_revision
     adapter = adapter_config(path, revision)
-    # Left alone, one process spreads the model over the GPUs it sees; each of several must hold its own.
-    placement = {"device_map": None} if PartialState().num_processes > 1 else {}
-    model = create_model_from_path(
-        adapter["base_model_name_or_path"] if adapter else path,
-        revision=(adapter.get("revision") or "main") if adapter else revision,
-        trust_remote_code=trust_remote_code,
-        dtype=config.dtype,
-        attn_implementation=config.attn_implementation,
-        quantization_config=get_quantization_config(config),
-        **placement,
-    )
+    model = _load_plain(config, adapter, trust_remote_code)
     if not adapter:
         return model
     return PeftModel.from_pretrained(model, path, is_trainable=trainable, revision=revision)
 
 
-def new_adapter(config: "ModelConfig") -> "PeftConfig | None":
+def load_reward_model(config: "ModelConfig", trust_remote_code: bool = False) -> "PreTrainedModel":
+    """The model with a new head that gives one score; the adapter of a language model goes on under it."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+    from transformers import AutoModelForSequenceClassification
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+    path, revision = config.model_name_or_path, config.model_revision
+    adapter = adapter_config(path, revision)
+    with suppress_seqcls_warning():
+        model = _load_plain(config, adapter, trust_remote_code, AutoModelForSequenceClassification, num_labels=1)
+    if not adapter:
+        return model
+    settings = LoraConfig.from_pretrained(path, revision=revision)
+    settings.task_type, settings.inference_mode = TaskType.SEQ_CLS, False
+    model = get_peft_model(model, settings)
+    set_peft_model_state_dict(model, load_peft_weights(path, revision=revision, device="cpu"))
+    return model
+
+
+def _load_plain(
+    config: "ModelConfig", adapter: dict | None, trust_remote_code: bool, kind: type | None = None, **more: Any
+) -> "PreTrainedModel":
+    """A plain model, or the base of an adapter; of the kind that its configuration names, unless told."""
+    from accelerate import PartialState
+    from trl import get_quantization_config
+    from trl.trainer.utils import create_model_from_path
+
+    # Left alone, one process spreads the model over the GPUs it sees; each of several must hold its own.
+    placement = {"device_map": None} if PartialState().num_processes > 1 else {}
+    return create_model_from_path(
+        adapter["base_model_name_or_path"] if adapter else config.model_name_or_path,
+        kind,
+        revision=(adapter.get("revision") or "main") if adapter else config.model_revision,
+        trust_remote_code=trust_remote_code,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        quantization_config=get_quantization_config(config),
+        **placement,
+        **more,
+    )
+
+
+def new_adapter(config: "ModelConfig", task: str = "CAUSAL_LM") -> "PeftConfig | None":
     """The LoRA to put on a plain model; None without ``use_peft``, or when the model is an adapter that goes on."""
     from trl import get_peft_config
 
     if not config.use_peft or adapter_config(config.model_name_or_path, config.model_revision):
         return None
     adapter = get_peft_config(config)
+    adapter.task_type = task
     adapter.revision = config.model_revision  # of the base: later stages load the same one
     return adapter

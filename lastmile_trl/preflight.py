@@ -5,16 +5,17 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from . import data as data_module
 from . import rewards
-from .errors import InputError, RunError, unknown
+from .errors import InputError, RunError, did_you_mean, unknown
 from .evaluation.metrics import ALWAYS_MEASURED
 from .models import adapter_config, read_json
-from .recipe import METHODS, RL, Recipe, short_names
+from .recipe import METHODS, RL, WITH_PAIRS, Recipe, short_names
 from .rewards import Reward
+from .rewards.model import Model, check_is_reward_model
 from .rewards.probe import probe, unreadable, why_not
 from .schema import default
 
@@ -49,8 +50,10 @@ def check(
         lambda: check_run_folder(recipe, force),
         lambda: _check_models(recipe, upcoming),
         lambda: _check_critic(recipe, upcoming, distributed),
+        lambda: _check_reward_models(recipe, upcoming, distributed),
         lambda: _check_packages(recipe, distributed),
-        lambda: _check_data(recipe, processes, findings),
+        lambda: _check_preferences(recipe),
+        lambda: _check_data(recipe, processes, upcoming, findings),
         lambda: _check_hub(recipe),
     ]
     for step in checks:
@@ -144,8 +147,9 @@ def _check_models(recipe: Recipe, upcoming: Collection[Path]) -> None:
     for start in recipe.starts_from:
         if Path(start) in upcoming or start.startswith("synthetic:"):
             continue
-        adapter = check_model(start, model.get("model_revision", "main"))
-        if adapter and recipe.method != "evaluate":
+        own = start == model.get("model_name_or_path")
+        adapter = check_model(start, model.get("model_revision", "main") if own else "main")
+        if adapter and own and recipe.method != "pairs":
             _check_adapter(start, adapter, recipe)
 
 
@@ -204,6 +208,33 @@ def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) 
             )
 
 
+def _check_reward_models(recipe: Recipe, upcoming: Collection[Path], distributed: str) -> None:
+    """The models that rewards and metrics load at their first call have to be there."""
+    for reward in [*rewards.build(recipe.rewards), *rewards.build(recipe.evaluation.metrics)]:
+        name = getattr(reward.function, "model", None)
+        if not hasattr(reward.function, "not_on_texts") or not isinstance(name, str) or Path(name) in upcoming:
+            continue
+        if isinstance(reward.function, Model):
+            check_is_reward_model(name)
+        elif read_json(name, "config.json") is None and read_json(name, "modules.json") is None:
+            raise InputError(f"Reward {reward.name!r}: {name!r} holds no model: no config.json.")
+        if getattr(reward.function, "share_base", False):
+            _check_shared_base(reward, recipe, distributed)
+
+
+def _check_shared_base(reward: Reward, recipe: Recipe, distributed: str) -> None:
+    if not recipe.model.get("use_peft") or recipe.method not in RL:
+        raise InputError(
+            f"Reward {reward.name!r}: share_base puts the reward model's adapter on the base of a policy that trains "
+            "with LoRA: set model.use_peft: true, or share_base: false."
+        )
+    if distributed in ("DEEPSPEED", "FSDP"):
+        raise InputError(
+            f"Reward {reward.name!r}: share_base does not work with {distributed}, which shards the base: set "
+            "share_base: false, or use --accelerate multi_gpu."
+        )
+
+
 # --- packages ------------------------------------------------------------------------------------------------------
 
 EXTRAS = {"bitsandbytes": "quantization", "vllm": "vllm", "trackio": "tracking", "tensorboard": "tracking",
@@ -230,7 +261,39 @@ def _check_packages(recipe: Recipe, distributed: str) -> None:
 # --- data, rewards, batches ----------------------------------------------------------------------------------------
 
 
-def _check_data(recipe: Recipe, processes: int, findings: Findings) -> None:
+def _check_preferences(recipe: Recipe) -> None:
+    """Refuse what the section's parts would refuse in the stage."""
+    if recipe.method not in WITH_PAIRS:
+        return
+    from .evaluation.acceptance import check_require
+    from .preferences.negatives import check_categories
+    from .preferences.pairs import Samples
+    from .preferences.perplexity import Filter
+
+    asked = recipe.preferences
+    if asked.negatives is not None:
+        check_categories(asked.negatives)
+        if "model_sample" in asked.negatives and not asked.samples:
+            raise InputError(
+                "preferences.negatives.model_sample takes samples of a model, which a stage of `method: pairs` makes: "
+                "set preferences.samples there."
+            )
+    for key, section in {"samples": Samples, "filter": Filter}.items():
+        given = getattr(asked, key)
+        if given is not None:
+            _check_keys(f"preferences.{key}", given, section)
+            section(**given)
+    check_require(asked.require, None if asked.chosen else [*(asked.negatives or {})])
+
+
+def _check_keys(key: str, given: dict, section: type) -> None:
+    known = [field.name for field in fields(section)]
+    for name in given:
+        if name not in known:
+            raise InputError(f"{key}: {unknown('key', name, known)}")
+
+
+def _check_data(recipe: Recipe, processes: int, upcoming: Collection[Path], findings: Findings) -> None:
     prompts = prompts_per_generation(recipe, processes) if recipe.method in RL else 0
     chosen = rewards.build(recipe.rewards)
     metrics = rewards.build(recipe.evaluation.metrics)
@@ -238,9 +301,19 @@ def _check_data(recipe: Recipe, processes: int, findings: Findings) -> None:
         raise InputError(f"evaluation.metrics: {gate!r} has a gate, which only rewards have: drop it there.")
     if recipe.method == "evaluate":
         _check_names(recipe)
+    if Path(recipe.data.path) in upcoming:
+        findings.notes.append(f"The rows come from {recipe.data.path}, an earlier stage: they are looked at after it.")
+        return
     rows = data_module.load(recipe.data)
     findings.notes += rows.notes
     findings.notes.append(f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out.")
+    for key in ("chosen", "rejected", "source"):
+        column = getattr(recipe.preferences, key)
+        if column is not None and column not in rows.train.column_names:
+            raise InputError(
+                f"preferences.{key}: {recipe.data.path!r} has no column {column!r}, only "
+                f"{', '.join(rows.train.column_names)}{did_you_mean(column, rows.train.column_names)}"
+            )
     for reward in [*chosen, *metrics]:
         for column in reward.needs:
             if column not in (*rows.train.column_names, *rewards.FROM_TRAINER):
@@ -301,8 +374,6 @@ def prompts_per_generation(recipe: Recipe, processes: int) -> int:
 
 def _try_rewards(recipe: Recipe, chosen: list[Reward], rows: data_module.Rows, findings: Findings) -> None:
     """Score texts whose worth is known: rewards that cannot tell them apart are of no use."""
-    for reward in chosen:
-        _check_reward_model(reward)
     prompted, task = _sample(recipe, rows)
     found = probe(rewards.prepare(chosen, task), prompted)
     findings.notes += found.notes
@@ -313,7 +384,6 @@ def _try_metrics(recipe: Recipe, metrics: list[Reward], rows: data_module.Rows, 
     """A metric that fails would do so after the training."""
     prompted, task = _sample(recipe, rows)
     for metric in rewards.prepare(metrics, task):
-        _check_reward_model(metric)
         if not why_not(metric):
             rewards.score([metric], [{**row, "prediction": row["references"][0]} for row in prompted])
         if reason := unreadable(metric, [row["references"][0] for row in prompted]):
@@ -324,15 +394,6 @@ def _sample(recipe: Recipe, rows: data_module.Rows) -> tuple[list[dict], rewards
     """A few rows with their prompts, and what rewards may know of all of them."""
     sample = rows.train.take(min(SAMPLE, len(rows.train))).to_list()
     return [{**row, "prompt": data_module.render(recipe.data, row)} for row in sample], rewards.Task.of(rows.train)
-
-
-def _check_reward_model(reward: Reward) -> None:
-    """A model that a reward loads at its first call has to be there."""
-    name = getattr(reward.function, "model", None)
-    if not hasattr(reward.function, "not_on_texts") or not isinstance(name, str):
-        return
-    if read_json(name, "config.json") is None and read_json(name, "modules.json") is None:
-        raise InputError(f"Reward {reward.name!r}: {name!r} holds no model: no config.json.")
 
 
 def _check_hub(recipe: Recipe) -> None:

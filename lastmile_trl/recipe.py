@@ -33,6 +33,21 @@ class Data:
 
 
 @dataclass
+class Preferences:
+    """Pairs of a better and a worse answer: where they come from, and what the model that learns them must reach."""
+
+    chosen: str | None = None  # of ready pairs: the column with the better answer, a text or chat messages
+    rejected: str | None = None  # and the one with the worse answer
+    negatives: dict | None = None  # category -> how many bad answers to make of a row's references
+    source: str | None = (
+        None  # column with the text that answers are made from; default: the one that data.shorten cuts
+    )
+    samples: dict | None = None  # `method: pairs`: answers of the model, ranked by the rewards of the recipe
+    filter: dict | None = None  # `method: pairs`: keep the pairs whose answers the model itself might have given
+    require: dict = field(default_factory=dict)  # `method: reward`: what stops the stage, and those after it
+
+
+@dataclass
 class Evaluation:
     """What is measured on held-out rows, during and after training."""
 
@@ -45,7 +60,9 @@ class Evaluation:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
-    runs: list | None = None  # for `method: evaluate`: run folders, the first is the baseline
+    runs: list | None = (
+        None  # `method: evaluate`: run folders, the baseline first; `reward`: whose outputs it is tried on
+    )
     postprocess: list | None = None  # runs that are also shown post-processed; default: the baseline
     notes: list = field(default_factory=list)  # paragraphs for the report
 
@@ -68,17 +85,31 @@ class EvaluateConfig:
     output_dir: str
 
 
+@dataclass
+class PairsConfig:
+    """The `training` section of `method: pairs`: where they go, and the seed of what is drawn."""
+
+    output_dir: str
+    seed: int = 42
+
+
 METHODS = {  # method -> the class of its `training` section
     "sft": "trl.trainer.sft_config:SFTConfig",
     "grpo": "trl.trainer.grpo_config:GRPOConfig",
     "rloo": "trl.trainer.rloo_config:RLOOConfig",
     "ppo": "lastmile_trl.trainers.ppo_config:PPOConfig",
+    "pairs": "lastmile_trl.recipe:PairsConfig",
+    "reward": "trl.trainer.reward_config:RewardConfig",
+    "dpo": "trl.trainer.dpo_config:DPOConfig",
     "evaluate": "lastmile_trl.recipe:EvaluateConfig",
 }
 RL = ("grpo", "rloo", "ppo")
+WITH_PAIRS = ("pairs", "reward", "dpo")
+IN_ONE_PROCESS = ("pairs", "evaluate")
 SECTIONS = {  # section -> its class; `training` depends on the method, `rewards` is a list
     "model": "trl.trainer.model_config:ModelConfig",
     "data": "lastmile_trl.recipe:Data",
+    "preferences": "lastmile_trl.recipe:Preferences",
     "evaluation": "lastmile_trl.recipe:Evaluation",
     "hub": "lastmile_trl.recipe:Hub",
 }
@@ -119,6 +150,7 @@ class Recipe:
 
     source: Path
     values: dict[str, Any]  # the resolved file: what --dry-run prints and recipe.yaml keeps
+    overrides: tuple[str, ...] = ()  # that led from the file to these values
 
     def __post_init__(self):
         _check(self.values, self.source)
@@ -149,6 +181,11 @@ class Recipe:
         return Data(**self.values["data"])
 
     @cached_property
+    def preferences(self) -> Preferences:
+        """The preferences section."""
+        return Preferences(**self.values.get("preferences", {}))
+
+    @cached_property
     def evaluation(self) -> Evaluation:
         """The evaluation section, with its defaults."""
         return Evaluation(**self.values.get("evaluation", {}))
@@ -164,11 +201,24 @@ class Recipe:
         return Path(self.training["output_dir"])
 
     @property
+    def seed(self) -> int:
+        """The seed of what is drawn; 42 is that of transformers' trainers."""
+        return self.training.get("seed", 42)
+
+    @property
     def starts_from(self) -> list[str]:
-        """The models or run folders this stage needs before it can start."""
-        if self.method == "evaluate":
-            return list(self.evaluation.runs or [])
-        return [self.model["model_name_or_path"]]
+        """The models whose outputs or weights this stage goes on from: hub ids, folders, earlier runs."""
+        runs = list(self.evaluation.runs or []) if self.method in ("evaluate", "reward") else []
+        return runs if self.method == "evaluate" else [self.model["model_name_or_path"], *runs]
+
+    @property
+    def needs(self) -> list[str]:
+        """All that may be the run folder of an earlier stage: models, reward models, a critic, pairs."""
+        listed = [*self.rewards, *self.evaluation.metrics]
+        arguments = [next(iter(entry.values())) or {} for entry in listed if isinstance(entry, dict)]
+        models = [given["model"] for given in arguments if isinstance(given.get("model"), str)]
+        critic = [self.training["critic"]] if isinstance(self.training.get("critic"), str) else []
+        return [*self.starts_from, self.data.path, *models, *critic]
 
     def yaml(self) -> str:
         """The resolved recipe as text."""
@@ -214,7 +264,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(values.get("training", {}), dict):
         raise InputError(f"{path}: section `training` must hold `key: value` lines, not {values['training']!r}.")
     values["training"] = {"output_dir": _default_run(path), **values.get("training", {})}
-    return Recipe(path, values)
+    return Recipe(path, values, tuple(overrides))
 
 
 def _override(config: Any, text: str) -> None:
@@ -333,10 +383,43 @@ def _check_required(values: dict[str, Any], source: Path) -> None:
         raise InputError(f"{source}: model.model_name_or_path is missing: a hub id, a model folder or an earlier run.")
     if method in RL and not values.get("rewards"):
         raise InputError(f"{source}: `method: {method}` needs rewards, for example `- rouge: {{weight: 1.0}}`.")
-    if method not in RL and values.get("rewards"):
+    if method not in (*RL, "pairs") and values.get("rewards"):
         raise InputError(f"{source}: `method: {method}` does not use rewards; measure them in evaluation.metrics.")
+    _check_preferences(values, source)
     if values.get("hub", {}).get("push") and not values["hub"].get("repo"):
         raise InputError(f"{source}: hub.push is true but hub.repo is missing: write repo: me/my-model.")
+
+
+def _check_preferences(values: dict[str, Any], source: Path) -> None:
+    method, given = values["method"], values.get("preferences")
+    if method not in WITH_PAIRS:
+        if given is not None:
+            raise InputError(f"{source}: `method: {method}` has no use for pairs: drop the section `preferences`.")
+        return
+    asked = Preferences(**given or {})
+    if bool(asked.chosen) != bool(asked.rejected):
+        raise InputError(
+            f"{source}: preferences.chosen and preferences.rejected name the two columns of a pair: set both."
+        )
+    if not (asked.chosen or asked.negatives or asked.samples):
+        raise InputError(
+            f"{source}: `method: {method}` needs pairs: preferences.negatives to make bad answers of the references, "
+            "or preferences.chosen and preferences.rejected, the columns of ready pairs."
+        )
+    for key in ("samples", "filter"):
+        if getattr(asked, key) is not None and method != "pairs":
+            raise InputError(
+                f"{source}: preferences.{key} asks the model: do it in a stage of `method: pairs`, whose run folder is "
+                "data.path here."
+            )
+    if asked.require and method != "reward":
+        raise InputError(f"{source}: preferences.require is for `method: reward`: drop it.")
+    if method == "pairs" and bool(values.get("rewards")) != (asked.samples is not None):
+        raise InputError(
+            f"{source}: the rewards of `method: pairs` rank the samples of preferences.samples: give both."
+        )
+    if method == "pairs" and values.get("hub", {}).get("push"):
+        raise InputError(f"{source}: `method: pairs` makes no model to push: drop hub.push.")
 
 
 # --- finding files -------------------------------------------------------------------------------------------------
@@ -379,7 +462,7 @@ def collect(names: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[
             files = sorted(path.rglob("*.yaml"))
             if not files:
                 raise InputError(f"{path} holds no recipe: no .yaml file in the folder.")
-            recipes += _in_order([load(file, overrides) for file in files])
+            recipes += _in_order([_load_in_folder(file, overrides) for file in files])
         else:
             recipes.append(load(path, overrides))
     runs: dict[Path, Recipe] = {}
@@ -393,13 +476,20 @@ def collect(names: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[
     return recipes
 
 
+def _load_in_folder(path: Path, overrides: Sequence[str]) -> Recipe:
+    """A stage among others: what `training.seed=1` says to those that train, an evaluation need not know."""
+    if load(path).method == "evaluate":
+        overrides = [text for text in overrides if not text.startswith("training.")]
+    return load(path, overrides)
+
+
 def _in_order(recipes: list[Recipe]) -> list[Recipe]:
     """Stable topological order: a stage comes after every stage whose run folder it starts from."""
     ordered: list[Recipe] = []
     waiting = list(recipes)
     while waiting:
         pending = {recipe.run for recipe in waiting}
-        ready = [r for r in waiting if not pending & {Path(start) for start in r.starts_from} - {r.run}]
+        ready = [r for r in waiting if not pending & {Path(need) for need in r.needs} - {r.run}]
         if not ready:
             raise InputError(f"{waiting[0].source} and {waiting[-1].source} start from each other.")
         ordered += ready

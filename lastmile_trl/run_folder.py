@@ -62,7 +62,7 @@ def write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
     if "trained" not in environment:
         environment = {
             "versions": {"python": platform.python_version(), **_versions()},
-            "seed": recipe.training.get("seed", 42),
+            "seed": recipe.seed,
             "commit": _commit(),
             "device": _device_name(state),
             "processes": state.num_processes,
@@ -92,8 +92,9 @@ def now() -> str:
 
 
 def starts_of(recipe: Recipe) -> dict[str, str | None]:
-    """When each run that the recipe starts from was trained: another time is another model."""
-    return {start: environment_of(Path(start)).get("trained") for start in recipe.starts_from}
+    """When each run that the recipe builds on was trained: another time is another model, or other pairs."""
+    trained = {need: environment_of(Path(need)).get("trained") for need in recipe.needs}
+    return {need: when for need, when in trained.items() if when or need in recipe.starts_from}
 
 
 def finished(run: Path) -> str | None:

@@ -1,29 +1,25 @@
 """One stage, in this process: model and data to trainer, training, evaluation, card."""
 
-import gc
-import hashlib
 import importlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import data as data_module
 from . import models, preflight, rewards
 from .errors import InputError, RunError
-from .recipe import METHODS, RL, Recipe, max_new_tokens, short_names
+from .outputs import bar, decodings, fingerprint, free_memory, held_out_rows, outputs_of_run
+from .recipe import IN_ONE_PROCESS, METHODS, RL, Recipe, max_new_tokens, short_names
 from .run_folder import (
     alarms,
     environment_of,
     history,
     keep_outputs,
-    kept_outputs,
     now,
     starts_of,
     stored_recipe,
@@ -42,8 +38,13 @@ TRAINERS = {
     "grpo": "trl:GRPOTrainer",
     "rloo": "trl:RLOOTrainer",
     "ppo": "lastmile_trl.trainers.ppo:PPOTrainer",
+    "reward": "trl:RewardTrainer",
+    "dpo": "trl:DPOTrainer",
 }
-OUTPUTS = "text, ids, ended"  # what is kept of each completion
+
+
+# Frozen copies that PEFT saves along: the adapter that training went on from, and a reward model on the same base.
+EXTRA_ADAPTERS = ("ref", "reward")
 
 
 def run(recipe: Recipe) -> None:
@@ -65,9 +66,14 @@ def run(recipe: Recipe) -> None:
         (recipe.run / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
         write_environment(recipe, state)
     state.wait_for_everyone()
-    compare(recipe) if recipe.method == "evaluate" else _train(recipe)
+    if recipe.method == "evaluate":
+        compare(recipe)
+    elif recipe.method == "pairs":
+        make_pairs(recipe)
+    else:
+        _train(recipe)
     if state.is_main_process:
-        if recipe.method != "evaluate":
+        if recipe.method not in IN_ONE_PROCESS:
             _write_card(recipe.run)
         write_environment(recipe, state, seconds=round(time.monotonic() - started, 1), finished=now())
         if recipe.hub.push:
@@ -114,28 +120,37 @@ def _train(recipe: Recipe) -> None:
     from transformers.trainer_utils import get_last_checkpoint
 
     state = PartialState()
-    if environment_of(recipe.run).get("trained"):  # all but the evaluation, as after a crash in it
+    if not environment_of(recipe.run).get("trained"):
+        trainer, held_out, task = _build(recipe)
+        _add_callbacks(trainer, recipe, held_out, task)
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(recipe.run)))
+        trainer.save_model(str(recipe.run))
         if state.is_main_process:
-            rows = data_module.load(recipe.data)
-            outputs, held_out = _outputs_of_run(recipe.run.name, recipe.run, recipe, rows)
-            _write_own_comparison(recipe, outputs, held_out, rewards.Task.of(rows.train))
-        return
-    trainer, held_out, task = _build(recipe)
-    _add_callbacks(trainer, recipe, held_out, task)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(recipe.run)))
-    trainer.save_model(str(recipe.run))
+            for name in EXTRA_ADAPTERS:
+                shutil.rmtree(recipe.run / name, ignore_errors=True)
+            write_environment(recipe, state, trained=now())
+        if recipe.method != "reward":
+            return _evaluate(trainer, recipe, held_out, task)
+        del trainer
+        free_memory()
+    # All but the evaluation is there, as after a crash in it.
     if state.is_main_process:
-        # TRL's frozen copy of the adapter that training went on from; PEFT saves it along.
-        shutil.rmtree(recipe.run / "ref", ignore_errors=True)
-        write_environment(recipe, state, trained=now())
+        rows = data_module.load(recipe.data)
+        if recipe.method == "reward":
+            return _accept(recipe, rows)
+        outputs, held_out = outputs_of_run(recipe.run.name, recipe.run, recipe, rows)
+        _write_own_comparison(recipe, outputs, held_out, rewards.Task.of(rows.train))
 
+
+def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:
+    """What all processes have just trained, on the held-out rows."""
     outputs = {
         decoding: _decode_in_training(trainer, recipe, held_out, settings)
-        for decoding, settings in _decodings(recipe.evaluation).items()
+        for decoding, settings in decodings(recipe.evaluation).items()
     }
-    if state.is_main_process:
-        for decoding, settings in _decodings(recipe.evaluation).items():
-            keep_outputs(recipe.run, _fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
+    if trainer.accelerator.is_main_process:
+        for decoding, settings in decodings(recipe.evaluation).items():
+            keep_outputs(recipe.run, fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
         _write_own_comparison(recipe, outputs, held_out, task)
 
 
@@ -145,9 +160,29 @@ def _write_own_comparison(recipe: Recipe, outputs: dict, held_out: "Dataset", ta
     _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, task, _reward_names(recipe), [name])
 
 
+def make_pairs(recipe: Recipe) -> None:
+    """`method: pairs`."""
+    from accelerate import PartialState
+
+    from .preferences.stage import make
+
+    _check_alone(recipe)
+    if not environment_of(recipe.run).get("trained"):
+        make(recipe)
+        write_environment(recipe, PartialState(), trained=now())
+
+
+def _check_alone(recipe: Recipe) -> None:
+    from accelerate import PartialState
+
+    if PartialState().num_processes > 1:
+        raise InputError(f"`method: {recipe.method}` runs in one process: leave --num_processes out.")
+
+
 def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
     """The method's TRL trainer, the held-out rows with their prompts, and what rewards may know of the task."""
     from accelerate import PartialState
+    from transformers import set_seed
     from trl import ModelConfig
 
     from .evaluation.decoding import end_ids_of
@@ -167,25 +202,57 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
     tokenizer = models.load_tokenizer(model_config.model_name_or_path, model_config.model_revision, trust, chat)
     if chat and recipe.method == "sft":
         arguments.eos_token = tokenizer.eos_token  # written into the model's generation settings too
-    if recipe.method in RL and model_config.model_revision != "main":
+    if recipe.method in (*RL, "dpo") and model_config.model_revision != "main":
         arguments.model_init_kwargs = {"revision": model_config.model_revision}  # TRL loads the KL reference itself
     with PartialState().main_process_first():
-        train, held_out, notes = _rows(recipe, tokenizer)
+        rows = data_module.load(recipe.data)
+        train = data_module.with_prompts(rows.train, recipe.data, tokenizer, rows.notes)
+        held_out = held_out_rows(recipe, rows, tokenizer)
+        dataset, eval_dataset = _training_rows(recipe, train, held_out, tokenizer, rows.notes)
     if PartialState().is_main_process:
-        for text in notes:
+        for text in rows.notes:
             note(text)
-    model = models.load_model(model_config, trust, trainable=True)
+    if recipe.method == "reward":
+        set_seed(arguments.seed)  # of the new head
+        model = models.load_reward_model(model_config, trust)
+    else:
+        model = models.load_model(model_config, trust, trainable=True)
     task = rewards.Task.of(train, end_ids_of(model, tokenizer))
     chosen = rewards.prepare(rewards.build(recipe.rewards), task)
     trainer = _load_class(TRAINERS[recipe.method])(
         model=model,
         args=arguments,
-        train_dataset=train,
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        peft_config=models.new_adapter(model_config),
-        **({"reward_funcs": list(chosen)} if recipe.method in RL else {}),
+        peft_config=models.new_adapter(model_config, "SEQ_CLS" if recipe.method == "reward" else "CAUSAL_LM"),
+        **({"reward_funcs": chosen} if recipe.method in RL else {}),
     )
+    for reward in chosen:
+        if hasattr(reward.function, "for_trainer"):
+            reward.function.for_trainer(trainer)
     return trainer, held_out, task
+
+
+def _training_rows(
+    recipe: Recipe, train: "Dataset", held_out: "Dataset", tokenizer: "PreTrainedTokenizerBase", notes: list[str]
+) -> "tuple[Dataset, Dataset | None]":
+    """The rows as the method's trainer takes them, and those that it evaluates by itself."""
+    if recipe.method in RL:
+        return train, None
+    if recipe.method == "sft":
+        return data_module.sft_rows(train, recipe.data, tokenizer, notes), None
+    from .preferences.pairs import collect, dpo_rows, reward_rows
+
+    rows_of = reward_rows if recipe.method == "reward" else dpo_rows
+
+    def pairs_of(rows: "Dataset", notes: list[str]) -> "Dataset":
+        found = collect(rows, recipe.data, recipe.preferences, tokenizer, recipe.seed)
+        notes += found.lines()
+        return rows_of(found.pairs, rows, recipe.data, tokenizer, notes)
+
+    looks = recipe.method == "reward" and recipe.evaluation.every
+    return pairs_of(train, notes), pairs_of(held_out, []) if looks else None
 
 
 def _arguments(recipe: Recipe) -> Any:
@@ -199,31 +266,18 @@ def _arguments(recipe: Recipe) -> Any:
     if on_cpu():
         asked = {"use_cpu": True} if "cpu" in _device() else {"ddp_backend": "gloo"}
         arguments = {"bf16": False, "dataloader_pin_memory": False, **arguments, **asked}
-    if recipe.method == "sft":
-        arguments["max_length"] = None  # data.py has shortened the prompts; TRL would cut the end off
-    else:
+    if recipe.method in RL:
         arguments["reward_weights"] = [reward.weight for reward in rewards.build(recipe.rewards)]
         # Dropout would make the policy differ from its own start: noise in the ratio and in the KL.
         arguments = {"log_completions": True, "num_completions_to_print": 0, "disable_dropout": True, **arguments}
+    else:
+        arguments["max_length"] = None  # data.py has shortened the prompts; TRL would cut the end off, or leave it out
+    if recipe.method == "reward" and recipe.evaluation.every:
+        arguments |= {"eval_strategy": "steps", "eval_steps": recipe.evaluation.every}
     try:
         return _load_class(METHODS[recipe.method])(**arguments)
     except (ValueError, TypeError) as error:
         raise InputError(f"{recipe.source}: section `training`: {error}") from error
-
-
-def _rows(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> "tuple[Dataset, Dataset, list[str]]":
-    rows = data_module.load(recipe.data)
-    train = data_module.with_prompts(rows.train, recipe.data, tokenizer, rows.notes)
-    held_out = held_out_rows(recipe, rows, tokenizer)
-    if recipe.method == "sft":
-        train = data_module.sft_rows(train, recipe.data, tokenizer, rows.notes)
-    return train, held_out, rows.notes
-
-
-def held_out_rows(recipe: Recipe, rows: data_module.Rows, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
-    """The held-out rows that evaluation looks at, with their prompts."""
-    chosen = rows.held_out.take(min(recipe.evaluation.rows, len(rows.held_out)))
-    return data_module.with_prompts(chosen, recipe.data, tokenizer, rows.notes)
 
 
 def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:
@@ -237,7 +291,7 @@ def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task
     trainer.add_callback(callbacks.History(recipe.run))
     if recipe.method == "rloo" and trainer.log_completions:
         trainer.add_callback(callbacks.Completions(recipe.run, trainer))
-    if recipe.evaluation.every:
+    if recipe.evaluation.every and recipe.method != "reward":
         metrics = rewards.prepare(rewards.build(recipe.evaluation.metrics), task)
         chosen = trainer.reward_funcs if recipe.method in RL else []
         rows = held_out.to_list()
@@ -246,7 +300,7 @@ def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task
             return _decode_in_training(trainer, recipe, held_out, {"temperature": 0.0})
 
         every = recipe.evaluation.every
-        start = f"start-{_fingerprint(held_out['prompt'], recipe, {'temperature': 0.0})}"
+        start = f"start-{fingerprint(held_out['prompt'], recipe, {'temperature': 0.0})}"
         trainer.add_callback(callbacks.HeldOut(recipe.run, trainer, every, decode, start, rows, metrics, chosen))
 
 
@@ -255,18 +309,6 @@ def _reward_names(recipe: Recipe) -> set[str]:
 
 
 # --- decoding ------------------------------------------------------------------------------------------------------
-
-
-def _decodings(evaluation: Any) -> dict[str, dict[str, float]]:
-    """What is decoded, by name: greedy, and once sampled."""
-    settings = {"greedy": {"temperature": 0.0}}
-    if evaluation.sampled:
-        settings["sampled"] = {
-            "temperature": evaluation.temperature,
-            "top_p": evaluation.top_p,
-            "seed": evaluation.seed,
-        }
-    return settings
 
 
 def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", settings: dict) -> "list[Output]":
@@ -289,7 +331,7 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
             gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
         ) as model,
         DistributedBackend(accelerator).summon_full_params(trainer.model_wrapped, recurse=False),
-        _bar(f"evaluation of {recipe.run}", size, show=accelerator.is_main_process) as on_batch,
+        bar(f"evaluation of {recipe.run}", size, show=accelerator.is_main_process) as on_batch,
     ):
         outputs = decode(
             model,
@@ -304,21 +346,12 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
     return [by_row[index] for index in range(len(rows))]
 
 
-def _fingerprint(prompts: list, recipe: Recipe, settings: dict) -> str:
-    """Names a file of outputs by all that decides them, but the model."""
-    said = json.dumps([OUTPUTS, list(prompts), max_new_tokens(recipe.values), settings], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
 # --- comparing runs ------------------------------------------------------------------------------------------------
 
 
 def compare(recipe: Recipe) -> dict[str, Any]:
     """`method: evaluate`: decode the held-out rows with every run, and write the comparison."""
-    from accelerate import PartialState
-
-    if PartialState().num_processes > 1:
-        raise InputError("`method: evaluate` runs in one process: leave --num_processes out.")
+    _check_alone(recipe)
     rows = data_module.load(recipe.data)
     task = rewards.Task.of(rows.train)
     runs = short_names(recipe.evaluation.runs)
@@ -326,34 +359,13 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     postprocess = [next(iter(runs))] if postprocess is None else postprocess
     outputs, rewarded, held_out, notes = {}, set(), None, []
     for name, run in runs.items():
-        outputs[name], held_out = _outputs_of_run(name, run, recipe, rows)
+        outputs[name], held_out = outputs_of_run(name, run, recipe, rows)
         rewarded |= set(environment_of(run).get("rewards", []))
         if (stored := stored_recipe(run)) and (key := _other_rows(stored.data, recipe.data)):
             notes.append(f"{name} was trained with another data.{key}: it may have seen rows that are held out here.")
     for text in notes:
         note(text)
     return _write_comparison(recipe, outputs, runs, held_out, task, rewarded, postprocess, notes)
-
-
-def _outputs_of_run(name: str, run: Path, recipe: Recipe, rows: data_module.Rows) -> "tuple[dict, Dataset]":
-    """A run's outputs for the held-out rows by decoding, those it has kept or new ones; and the rows."""
-    tokenizer, decode = _decoder(run, chat=bool(recipe.data.messages))
-    held_out = held_out_rows(recipe, rows, tokenizer)
-    outputs = {}
-    for decoding, settings in _decodings(recipe.evaluation).items():
-        fingerprint = _fingerprint(held_out["prompt"], recipe, settings)
-        outputs[decoding] = kept_outputs(run, fingerprint)
-        if outputs[decoding] is None:
-            outputs[decoding] = decode(
-                held_out["prompt"],
-                f"{name}, {decoding}",
-                max_new_tokens=max_new_tokens(recipe.values),
-                batch_size=recipe.evaluation.batch_size,
-                **settings,
-            )
-            if stored_recipe(run):
-                keep_outputs(run, fingerprint, outputs[decoding])
-    return outputs, held_out
 
 
 def _other_rows(trained: Any, evaluated: Any) -> str | None:
@@ -388,52 +400,73 @@ def _write_comparison(
     return result
 
 
-def _decoder(run: Path, chat: bool = False) -> "tuple[PreTrainedTokenizerBase, Callable[..., list[Output]]]":
-    """The tokenizer of a run or model, and a function that loads its model at the first call."""
-    import torch
-    from trl import ModelConfig
-
-    preflight.check_model(str(run))
-    stored = stored_recipe(run)
-    section = {k: v for k, v in stored.model.items() if k != "model_revision"} if stored else {"dtype": "auto"}
-    trust = bool(stored and stored.training.get("trust_remote_code"))
-    config = ModelConfig(**{**section, "model_name_or_path": str(run)})
-    tokenizer = models.load_tokenizer(str(run), trust_remote_code=trust, chat=chat)
-
-    @cache
-    def model() -> Any:
-        gc.collect()  # the model of the run before
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return _on_device(models.load_model(config, trust))
-
-    def decode_rows(prompts: list, what: str, **settings: Any) -> "list[Output]":
-        from .evaluation.decoding import decode
-
-        with _bar(f"decoding {what}", len(prompts)) as on_batch:
-            return decode(model(), tokenizer, list(prompts), on_batch=on_batch, **settings)
-
-    return tokenizer, decode_rows
+# --- reward models -------------------------------------------------------------------------------------------------
 
 
-def _on_device(model: Any) -> Any:
-    from accelerate import PartialState
+def _accept(recipe: Recipe, rows: data_module.Rows) -> None:
+    """What the reward model says of held-out pairs and of what models really answer, and whether that will do."""
+    from .evaluation import acceptance, metrics
+    from .preferences.pairs import collect
 
-    return model if getattr(model, "hf_device_map", None) else model.to(PartialState().device)
+    tokenizer = models.load_tokenizer(str(recipe.run), chat=bool(recipe.data.messages))
+    held_out = held_out_rows(recipe, rows, tokenizer)
+    rated = held_out.to_list()
+    arguments = {"model": str(recipe.run), "centre": False, "load_in_4bit": bool(recipe.model.get("load_in_4bit"))}
+    [model] = rewards.build([{"model": arguments}])
+
+    def scores(prompts: list, texts: list[str], ended: list[bool]) -> list[float]:
+        completions = [
+            data_module.completion(prompt, text.strip()) for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        return model(completions, prompts=prompts, ended=ended)
+
+    pairs = collect(held_out, recipe.data, recipe.preferences, tokenizer, recipe.seed).pairs
+    prompts = [rated[pair.row]["prompt"] for pair in pairs]
+    chosen = scores(prompts, [pair.chosen for pair in pairs], [pair.chosen_ended for pair in pairs])
+    rejected = scores(prompts, [pair.rejected for pair in pairs], [pair.rejected_ended for pair in pairs])
+    scored = [
+        acceptance.Scored(
+            pair.category, better, worse, len(pair.chosen.split()), len(pair.rejected.split()), prompt, pair.chosen,
+            pair.rejected,
+        )
+        for pair, prompt, better, worse in zip(pairs, prompts, chosen, rejected, strict=True)
+    ]  # fmt: skip
+
+    prompts, references = [row["prompt"] for row in rated], [row["references"][0] for row in rated]
+    of_references = scores(prompts, references, [True] * len(rated))
+    [metric, *_] = rewards.prepare(rewards.build(recipe.evaluation.metrics), rewards.Task.of(rows.train))
+    samples = []
+    for name, run in _language_models(recipe).items():
+        for decoding, outputs in outputs_of_run(name, run, recipe, rows)[0].items():
+            of_outputs = scores(prompts, [each.text.strip() for each in outputs], [each.ended for each in outputs])
+            measured = metrics.scored(outputs, rated, [metric])[metric.name]
+            samples += [
+                acceptance.Sample(
+                    name, decoding, row["prompt"], output.text, score, of_reference, len(output.text.split()),
+                    len(reference.split()), value,
+                )
+                for row, output, score, of_reference, reference, value in zip(
+                    rated, outputs, of_outputs, of_references, references, measured, strict=True
+                )
+            ]  # fmt: skip
+    result = acceptance.acceptance(scored, samples, metric=metric.name, require=recipe.preferences.require)
+    (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    histories = {recipe.run.name: history(recipe.run)}
+    acceptance.write_page(result, histories, recipe.run / "report.html", recipe.evaluation.notes)
+    if result["failures"]:
+        raise RunError(
+            f"{recipe.run} is not fit to be a reward: {' '.join(result['failures'])} See {recipe.run / 'report.html'}; "
+            "train it longer or on other pairs, or lower preferences.require."
+        )
 
 
-@contextmanager
-def _bar(what: str, total: int, show: bool = True) -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, dynamic_ncols=True, leave=False, disable=not show) as bar:
-        yield lambda done, _: bar.update(done - bar.n)
-
-
-def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
-    """Completions of prompts by a run or a model, greedy unless told otherwise."""
-    _, decode = _decoder(run, chat=not isinstance(prompts[0], str))
-    return [output.text for output in decode(prompts, str(run), **settings)]
+def _language_models(recipe: Recipe) -> dict[str, Path]:
+    """The models whose outputs a reward model is tried on: those named, else the one it started from."""
+    start = recipe.model["model_name_or_path"]
+    named = recipe.evaluation.runs or (
+        [] if start.startswith("synthetic:") or models.is_reward_model(start) else [start]
+    )
+    return short_names(named)
 
 
 def _write_card(run: Path) -> None:

@@ -1,0 +1,291 @@
+"""The stages `pairs`, `reward` and `dpo` with a tiny model: what they leave, what they learn, what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from lastmile_trl import preflight, run_folder, train
+from lastmile_trl.errors import InputError, RunError
+from lastmile_trl.preferences import stage
+from lastmile_trl.recipe import Recipe, collect
+
+from tests.conftest import sentence, write_jsonl
+
+LORA = {"use_peft": True, "lora_r": 8, "lora_target_modules": ["all-linear"]}
+
+
+def counts(completions, **columns):
+    """A reward that tells samples apart: more words of the source."""
+    return [float(len(set(text.split()))) for text in completions]
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_model_folder):
+    """A recipe on 48 rows with good and bad answers; sections are merged into it."""
+    rows = [
+        {"source": sentence(n, 12), "target": sentence(n, 5), "good": sentence(n, 5), "bad": "a mat a mat"}
+        for n in range(48)
+    ]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+
+    def build(method, run="run", **sections):
+        values = {
+            "method": method,
+            "model": {"model_name_or_path": str(tiny_model_folder)},
+            "data": {"path": str(file), "prompt": "{source} =>", "references": "target", "held_out": 16},
+            "preferences": {"chosen": "good", "rejected": "bad"},
+            "training": {"output_dir": str(tmp_path / run), "seed": 0},
+            "evaluation": {"rows": 16, "max_new_tokens": 12},
+        }
+        if method != "pairs":
+            values["training"] |= {
+                "max_steps": 2,
+                "per_device_train_batch_size": 8,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                "gradient_checkpointing": False,
+                "learning_rate": 3e-3,
+            }
+        for name, section in sections.items():
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+        return Recipe(Path("test.yaml"), values)
+
+    return build
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def evaluation(recipe):
+    return json.loads((recipe.run / "evaluation.json").read_text())
+
+
+# --- pairs ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_of_negatives_are_a_data_set_that_the_same_template_reads(recipe):
+    made = recipe("pairs", preferences={"chosen": None, "rejected": None, "negatives": {"truncated": 1, "shuffled": 1}})
+    train.run(made)
+    assert run_folder.is_done(made)
+    rows = lines(made.run / "train.jsonl")
+    assert {row["category"] for row in rows} == {"truncated", "shuffled"}
+    assert all(row["chosen"] == row["target"] and row["references"] == [row["target"]] for row in rows)
+    assert {row["rejected_ended"] for row in rows if row["category"] == "truncated"} == {False}
+    report = json.loads((made.run / "pairs.json").read_text())
+    asked = 32  # rows to train on
+    assert all(kind["pairs"] + sum(kind["skipped"].values()) == asked for kind in report["train"].values())
+    assert "train" in (said := "\n".join(stage.lines(made.run))) and "truncated" in said
+
+    ready = {"path": str(made.run), "references": "references", "eval_split": "validation"}
+    reward = recipe("reward", run="reward", data=ready, preferences={"chosen": "chosen", "rejected": "rejected"})
+    assert not preflight.check(reward).problems
+    train.run(reward)
+    assert set(evaluation(reward)["categories"]) == {"truncated", "shuffled"}
+    assert made.run.as_posix() in json.loads((reward.run / "environment.json").read_text())["started_from"]
+
+
+def test_samples_ranked_by_a_reward(recipe):
+    samples = {"per_prompt": 3, "choose": "best_worst"}
+    made = recipe(
+        "pairs",
+        rewards=["tests.preferences.test_stages:counts"],
+        preferences={"chosen": None, "rejected": None, "samples": samples},
+    )
+    train.run(made)
+    rows = lines(made.run / "train.jsonl")
+    assert rows and {row["category"] for row in rows} == {"samples"}
+    assert all(counts([row["chosen"]]) > counts([row["rejected"]]) for row in rows)
+
+
+def test_an_interrupted_stage_does_not_sample_again(recipe, monkeypatch):
+    made = recipe(
+        "pairs",
+        rewards=["tests.preferences.test_stages:counts"],
+        preferences={"chosen": None, "rejected": None, "samples": {"per_prompt": 2}},
+    )
+    monkeypatch.setattr(stage, "CHUNK", 8)
+    from lastmile_trl.evaluation import decoding
+
+    decode, calls = decoding.decode, []
+
+    def failing(*args, **settings):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return decode(*args, **settings)
+
+    monkeypatch.setattr(decoding, "decode", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(made)
+    assert not run_folder.is_done(made)
+    train.run(made)
+    assert len(calls) == 4 + 1 + 2  # three of four chunks were kept; the held-out rows are two more
+    assert run_folder.is_done(made)
+
+
+def test_the_filter_keeps_what_the_model_might_say(recipe, tmp_path):
+    learned = recipe("sft", run="sft", preferences=None, training={"max_steps": 40, "learning_rate": 1e-2})
+    del learned.values["preferences"]
+    train.run(learned)
+    made = recipe(
+        "pairs",
+        model={"model_name_or_path": str(learned.run)},
+        preferences={"filter": {"keep": "chosen", "prompts": 16, "lower_quantile": None, "length_ratio": None, "balance": None}},
+    )
+    train.run(made)
+    report = json.loads((made.run / "pairs.json").read_text())["filter"]
+    assert 0 < report["all"]["kept"] == len(lines(made.run / "train.jsonl")) <= 32
+    assert len(lines(made.run / "validation.jsonl")) == 16  # the held-out pairs stay
+    assert "pairs are kept" in "\n".join(stage.lines(made.run))
+    # the other way round nothing would be left: the model never says what is rejected here
+    turned = recipe("pairs", run="turned", model={"model_name_or_path": str(learned.run)}, preferences={
+        "chosen": "bad", "rejected": "good", "filter": made.preferences.filter})  # fmt: skip
+    with pytest.raises(RunError, match="pass preferences.filter, fewer than min_kept"):
+        train.run(turned)
+
+
+# --- reward --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [{}, LORA, {**LORA, "load_in_4bit": True}], ids=["full", "lora", "4bit"])
+def test_a_reward_model_learns_the_pairs_and_is_judged(recipe, model):
+    made = recipe("reward", model=model, training={"max_steps": 20}, preferences={"require": {"accuracy": 0.9}},
+                  evaluation={"every": 10})  # fmt: skip
+    train.run(made)
+    result = evaluation(made)
+    assert result["categories"]["pairs"]["accuracy"]["mean"] > 0.9 and not result["failures"]
+    assert {(entry["run"], entry["decoding"]) for entry in result["samples"]} == {
+        ("tiny", "greedy"), ("tiny", "sampled")
+    }  # fmt: skip
+    looks = [row["eval_accuracy"] for row in run_folder.history(made.run) if "eval_accuracy" in row]
+    assert len(looks) == 2 and looks[-1] > 0.9
+    assert (made.run / "report.html").exists() and run_folder.is_done(made)
+    weights = "adapter_model.safetensors" if model else "model.safetensors"
+    assert any("score" in name for name in load_file(made.run / weights))
+
+
+def test_the_adapter_of_a_language_model_goes_on_as_a_reward_model(recipe):
+    sft = recipe("sft", run="sft", model=LORA, training={"max_steps": 5})
+    del sft.values["preferences"]
+    train.run(sft)
+    made = recipe("reward", model={**LORA, "model_name_or_path": str(sft.run)}, training={"max_steps": 1, "learning_rate": 0.0})
+    assert not preflight.check(made).problems
+    train.run(made)
+    before, after = (load_file(run / "adapter_model.safetensors") for run in (sft.run, made.run))
+    shared = [name for name in before if "lora_B" in name]
+    assert shared and all((before[name] == after[name]).all() for name in shared)
+    assert any(before[name].abs().sum() > 0 for name in shared)
+
+
+def test_a_bad_reward_model_stops_the_pipeline_and_says_why(recipe):
+    made = recipe("reward", preferences={"chosen": "bad", "rejected": "bad2", "require": {"accuracy": 0.95}})
+    rows = [{"source": sentence(n, 12), "target": "x", "bad": sentence(n, 4), "bad2": sentence(n + 1, 4)} for n in range(48)]
+    write_jsonl(Path(made.data.path), rows)
+    with pytest.raises(RunError, match="is not fit to be a reward: .*report.html"):
+        train.run(made)
+    assert evaluation(made)["failures"] and not run_folder.is_done(made)
+    assert (made.run / "model.safetensors").exists()
+    # trained already: with a lower bar it is only judged again
+    looser = recipe("reward", preferences={"chosen": "bad", "rejected": "bad2", "require": {"accuracy": 0.0}})
+    assert run_folder.is_trained(looser)
+
+
+def test_a_reward_model_rewards(recipe):
+    made = recipe("reward", run="reward", training={"max_steps": 10})
+    train.run(made)
+    policy = recipe("grpo", run="grpo", rewards=[{"model": {"model": str(made.run)}}], training={
+        "num_generations": 4, "max_completion_length": 12})  # fmt: skip
+    del policy.values["preferences"]
+    assert not preflight.check(policy).problems
+    train.run(policy)
+    logged = [row["rewards/model/mean"] for row in run_folder.history(policy.run) if "rewards/model/mean" in row]
+    assert len(logged) == 2 and all(logged)
+    assert str(made.run) in json.loads((policy.run / "environment.json").read_text())["started_from"]
+
+
+# --- dpo -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [{}, LORA], ids=["full", "lora"])
+def test_dpo_learns_to_prefer(recipe, model):
+    made = recipe("dpo", model=model, training={"max_steps": 20, "learning_rate": 1e-3, "loss_type": ["sigmoid", "sft"],
+                                                "loss_weights": [1.0, 0.1]}, evaluation={"every": 10})  # fmt: skip
+    assert not preflight.check(made).problems
+    train.run(made)
+    logged = run_folder.history(made.run)
+    accuracies = [row["rewards/accuracies"] for row in logged if "rewards/accuracies" in row]
+    assert accuracies[0] < 0.6 and accuracies[-1] > 0.9
+    assert any("eval_rouge/rougeL" in row for row in logged)
+    assert {entry["run"] for entry in evaluation(made)["results"]} == {"run"}
+
+
+# --- what is refused before a model loads --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "sections", "said"),
+    [
+        ("grpo", {"rewards": ["rouge"]}, "`method: grpo` has no use for pairs"),
+        ("reward", {"preferences": {"rejected": None}}, "columns of a pair: set both"),
+        ("dpo", {"preferences": {"chosen": None, "rejected": None}}, "needs pairs: preferences.negatives"),
+        ("dpo", {"preferences": {"filter": {}}}, "preferences.filter asks the model"),
+        ("reward", {"preferences": {"samples": {}}}, "preferences.samples asks the model"),
+        ("dpo", {"preferences": {"require": {"accuracy": 0.9}}}, "preferences.require is for `method: reward`"),
+        ("pairs", {"preferences": {"samples": {}}}, "rewards of `method: pairs` rank"),
+        ("pairs", {"rewards": ["rouge"]}, "rewards of `method: pairs` rank"),
+        ("pairs", {"hub": {"push": True, "repo": "me/x"}}, "makes no model to push"),
+        ("reward", {"rewards": ["rouge"]}, "does not use rewards"),
+        ("reward", {"preferences": {"chose": "x"}}, "unknown key preferences.chose, did you mean 'chosen'"),
+    ],
+)
+def test_sections_that_make_no_sense_are_refused(recipe, method, sections, said):
+    with pytest.raises(InputError, match=said):
+        recipe(method, **sections)
+
+
+@pytest.mark.parametrize(
+    ("method", "preferences", "said"),
+    [
+        ("dpo", {"chosen": "goode"}, "preferences.chosen: .* has no column 'goode', only .*did you mean 'good'"),
+        ("reward", {"negatives": {"shufled": 1}}, "did you mean 'shuffled'"),
+        ("reward", {"negatives": {"model_sample": 1}}, "takes samples of a model"),
+        ("reward", {"negatives": {"copied": 1}, "source": "nowhere"}, "preferences.source: .*'nowhere'"),
+        ("reward", {"require": {"acuracy": 1}}, "preferences.require.*'accuracy'"),
+        ("pairs", {"filter": {"quantil": 1}}, "preferences.filter: key 'quantil' does not exist: did you mean"),
+        ("pairs", {"filter": {"keep": "none"}}, "preferences.filter.keep"),
+    ],
+)
+def test_what_would_stop_the_stage_is_found_before(recipe, method, preferences, said):
+    [problem] = preflight.check(recipe(method, preferences=preferences)).problems
+    assert __import__("re").search(said, problem)
+
+
+def test_a_reward_that_is_no_reward_model_is_found_before(recipe, tiny_model_folder):
+    policy = recipe("grpo", rewards=[{"model": {"model": str(tiny_model_folder)}}], training={"num_generations": 4})
+    del policy.values["preferences"]
+    [problem] = preflight.check(policy).problems
+    assert "no reward model" in problem
+
+
+def test_a_folder_runs_in_the_order_of_what_is_needed(tmp_path):
+    (tmp_path / "recipes/task").mkdir(parents=True)
+    data = "data: {path: rows.jsonl, prompt: '{source}', references: target}\n"
+    stages = {
+        "a_policy": "method: grpo\nmodel: {model_name_or_path: runs/task/d_sft}\n"
+        "rewards: [{model: {model: runs/task/b_reward}}]\n" + data,
+        "b_reward": "method: reward\nmodel: {model_name_or_path: runs/task/d_sft}\n"
+        "preferences: {chosen: chosen, rejected: rejected}\n" + data.replace("rows.jsonl", "runs/task/c_pairs"),
+        "c_pairs": "method: pairs\nmodel: {model_name_or_path: runs/task/d_sft}\n"
+        "preferences: {negatives: {shuffled: 1}}\n" + data,
+        "d_sft": "method: sft\nmodel: {model_name_or_path: base}\n" + data,
+        "e_compare": "method: evaluate\nevaluation: {runs: [runs/task/d_sft, runs/task/a_policy]}\n" + data,
+    }
+    for name, text in stages.items():
+        (tmp_path / f"recipes/task/{name}.yaml").write_text(text)
+    recipes = collect([tmp_path / "recipes/task"], ["training.seed=3"])
+    assert [recipe.source.stem for recipe in recipes] == ["d_sft", "c_pairs", "b_reward", "a_policy", "e_compare"]
+    assert [recipe.training.get("seed") for recipe in recipes] == [3, 3, 3, 3, None]
+    assert [recipe.overrides for recipe in recipes][-1] == ()
