@@ -155,7 +155,7 @@ def failures(result: Mapping[str, Any], require: Mapping[str, float]) -> list[st
         said = _apart(abs(correlated), most)
         found.append(
             f"Score and length of the chosen answers correlate by {'−' if correlated < 0 else ''}{said}, "
-            f"more than the {most} allowed."
+            f"beyond the {most} allowed."
         )
     return found
 
@@ -208,6 +208,27 @@ def table(result: Mapping[str, Any]) -> Table:
                 *(report.number(value, decimals) for value in (better - worse, better, worse)),
             )
     return grid
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The verdict, what is not met, and the tables with a legend as Markdown, for a model card or a paper."""
+    decimals = _decimals(result)
+    parts = [verdict(result), "\n".join(f"- {failure}" for failure in result["failures"])]
+    for title, entries in _blocks(result).items():
+        lines = [[title, "rows", "accuracy", "required", "margin"], ["---", *["---:"] * 4]]
+        for entry in entries:
+            accuracy, least = entry["accuracy"], entry["least"]
+            lines.append([
+                " ".join(entry["name"].split()),
+                str(accuracy["rows"]),
+                f"{accuracy['mean']:.3f} {_bounds(accuracy)}",
+                DASH if least is None else str(least),
+                report.number(entry["chosen"] - entry["rejected"], decimals, sign=True),
+            ])  # fmt: skip
+        parts.append("\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines))
+    parts.append(f"{_legend(result)} The margin is by how much the better answer scores higher, on average.")
+    parts += [_of_samples(entry, result["metric"]) for entry in result["samples"]]
+    return "\n\n".join(filter(None, parts)).replace("*", r"\*") + "\n"
 
 
 def write_page(

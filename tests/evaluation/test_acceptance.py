@@ -172,8 +172,9 @@ def test_an_answer_in_many_pairs_counts_once():
     three = [pair(1.0, chosen=score, words=words, text=str(score)) for score, words in ((1, 3), (2, 9), (3, 6))]
     many = [*three, *[replace(three[0], category="copied", rejected=number) for number in range(5)]]
     assert judge(many)["length_correlation"] == judge(three)["length_correlation"] == pytest.approx(0.5)
-    # the same words under another prompt are another answer
-    assert judge([*three, replace(three[0], prompt="Else?", chosen=9.0)])["length_correlation"] < 0.5
+    # the same words under another prompt are another answer: ranks 0 1 2 3 against 0.5 3 2 0.5
+    elsewhere = replace(three[0], prompt="Else?", chosen=9.0)
+    assert judge([*three, elsewhere])["length_correlation"] == pytest.approx(-0.5 / math.sqrt(5 * 4.5))
 
 
 # Calibration
@@ -228,7 +229,7 @@ def test_real_samples_by_hand():
         sample(1.0, 2.0, words=4, metric=0.2),
         sample(0.0, 3.0, words=8, metric=0.1),
         sample(2.0, 1.0, words=6, metric=None),
-        sample(4.0, 4.0, words=10, metric=0.3),
+        sample(4.0, 4.0, words=10, metric=0.0),
         sample(-9.0, 0.0, run="grpo", decoding="sampled"),
     ]
     sft, grpo = acceptance(rejected_at_minus_two, samples, metric="rouge")["samples"]
@@ -236,15 +237,16 @@ def test_real_samples_by_hand():
     assert (sft["accuracy"]["mean"], sft["accuracy"]["rows"]) == (0.625, 4)
     assert (sft["score"], sft["reference_score"], sft["words"], sft["reference_words"]) == (1.75, 2.5, 7.0, 6.0)
     assert sft["position"] == pytest.approx((1.75 + 2) / (2.5 + 2))
-    assert sft["correlation"]["metric"] == pytest.approx(1.0)  # of the three that have a value
+    assert sft["correlation"]["metric"] == pytest.approx(-0.5)  # ranks 1 0 2 against 2 1 0, of those that have one
     assert sft["correlation"]["words"] == pytest.approx(0.4)  # ranks 1 0 2 3 against 0 2 1 3
     assert (grpo["run"], grpo["decoding"], grpo["accuracy"]["mean"]) == ("grpo", "sampled", 1.0)
     assert grpo["position"] == pytest.approx(-7 / 2)
     assert grpo["correlation"] == {"metric": None, "words": None}
 
 
-def test_nothing_lies_between_references_and_better_rejected_answers():
-    [entry] = acceptance([pair(-1.0)], [sample(0.0, 1.0)], metric=None)["samples"]
+@pytest.mark.parametrize("reference", [0.5, 1.0])
+def test_nothing_lies_between_references_and_better_rejected_answers(reference):
+    [entry] = acceptance([pair(-1.0)], [sample(0.0, reference)], metric=None)["samples"]
     assert entry["position"] is None
 
 
@@ -291,6 +293,8 @@ def test_a_category_with_the_name_of_a_gate_is_held_to_the_accuracy():
     found = ranked(1, 1, "samples")
     assert judge(found, require={"accuracy": 0.5})["failures"] == []
     assert len(judge(found, require={"accuracy": 0.6})["failures"]) == 1
+    accepted = acceptance(found, [sample(0, 1)], metric=None, require={"accuracy": 0.6, "samples": 0.4})
+    assert [failure.split()[2] for failure in accepted["failures"]] == ["samples"]
 
 
 def test_what_cannot_be_shown_is_not_met():
@@ -319,7 +323,7 @@ def test_the_correlation_with_length_has_a_bar_in_both_directions(sign):
     assert judge(found, require={"length_correlation": 0.5})["failures"] == []
     said = "0.500" if sign > 0 else "−0.500"
     assert judge(found, require={"length_correlation": 0.49})["failures"] == [
-        f"Score and length of the chosen answers correlate by {said}, more than the 0.49 allowed."
+        f"Score and length of the chosen answers correlate by {said}, beyond the 0.49 allowed."
     ]
 
 
@@ -429,7 +433,7 @@ def test_the_terminal_shows_pairs_and_samples_within_eighty_columns():
     lines = [line.split() for line in said.splitlines()]
     assert ["copied", "40", "1.000", "[0.91,", "1.00]", "0.95", "1.48", "2.88", "1.40"] in lines
     hard = next(line for line in lines if line and line[0] == "hallucinated")
-    assert hard[1:3] == ["40", "0.725"] and hard[5] == "0.8"
+    assert hard[1:3] == ["40", "0.750"] and hard[5] == "0.8"
     assert any(line[:3] == ["sft,", "greedy", "20"] for line in lines)
     assert next(line for line in lines if line and line[0] == "all")[5] == "–"
     assert max(map(len, said.splitlines())) <= 80
@@ -479,15 +483,36 @@ def test_the_table_marks_what_is_missed(tmp_path):
     assert len(page.find("tr", **{"class": "failed"})) == 1
 
 
+def test_samples_that_score_beyond_pairs_and_references_are_marked(tmp_path):
+    samples = [sample(1.0, 2.0, run="inside"), sample(3.0, 2.0, run="above"), sample(-1.0, -1.0, run="below")]
+    result = acceptance([pair(1.0, chosen=1.0)], samples, metric=None, require={"samples": 0.4})
+    page = written(tmp_path, result)
+    accuracies, (_, *positions) = page.cells[:7], page.cells[7:]
+    assert [row[2] for row in accuracies[4:]] == ["0.4 ", "0.4 missed ", "0.4 "]
+    assert [row[:3] for row in positions] == [
+        ["inside, greedy ", "1.00 ", "0.50 "],
+        ["above, greedy ", "3.00 ", "1.50 "],
+        ["below, greedy ", "−1.00 ", "– references score no higher "],
+    ]
+    marked = page.html[page.html.index('<table id="reality">') :].count('<tr class="failed">')
+    assert marked == 2
+    dots = [circle["cx"] for circle in page.find("circle", r="3.5")[4:]]
+    assert dots == ["33.33%", "100.0%"]  # of a line from 0 to 1.5
+    said = " ".join(printed(result).split())
+    assert "inside, greedy: the mean score lies at 0.50 between the rejected answers (0) and the references (1)" in said
+    assert "below, greedy: the mean score lies nowhere between, as references score no higher than rejected" in said
+
+
 def test_bars_stand_where_their_margins_are(tmp_path):
-    page = written(tmp_path, judge(pairs(-1.0, -1.0, 2.75)))
+    page = written(tmp_path, judge(pairs(-1.0, -1.0, -0.05, 2.75)))
     # 38 bins of 0.1, each 7 of a line from 46 to 312, with half a unit between two bars
     assert page.find("rect") == [
         {"class": "wrong", "x": "46.0", "y": "8.0", "width": "6.5", "height": "122.0"},
+        {"class": "wrong", "x": "109.0", "y": "69.0", "width": "6.5", "height": "61.0"},
         {"class": "right", "x": "305.0", "y": "69.0", "width": "6.5", "height": "61.0"},
     ]
     assert page.find("line", **{"class": "zero"})[0]["x1"] == "116.0"
-    assert "−1 to −0.9: 2 of 3 pairs" in page.html
+    assert "−1 to −0.9: 2 of 4 pairs" in page.html
 
 
 def test_the_reliability_dots_by_hand(tmp_path):
