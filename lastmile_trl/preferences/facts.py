@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
+from lastmile_trl.preferences.pieces import UNSPACED
 from lastmile_trl.rewards.faithfulness import Entities, Numbers
 
 KINDS = ("entity", "number", "date", "negation")
@@ -34,25 +35,25 @@ _DATE = re.compile(
     r"|(?P<day>\d{4}-\d\d?-\d\d?|\d\d?/\d\d?/\d{2,4}))\b"
 )
 _NUMBER = re.compile(
-    r"(?<!\w)(?<!\w-)(?P<figure>\d++(?:[.,:/]\d++)*+)(?!(?:st|nd|rd|th)\b)"
+    rf"(?<![^\W{UNSPACED}])(?<!\w-)(?P<figure>\d++(?:[.,:/]\d++)*+)(?!(?:st|nd|rd|th)\b)"
     r"|(?<![\w-])(?P<spelled>(?i:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty"
     r"|sixty|seventy|eighty|ninety))(?![\w-])"
 )
 
 
-def find_facts(text: str, uncapitalised: Set[str] = frozenset()) -> list[Fact]:
+def find_facts(text: str, names: Set[str]) -> list[Fact]:
     """Return the dates, numbers and names of a text.
 
-    Names are runs of capitalised words; one that starts a sentence is none if it is among the `uncapitalised`.
+    Names are runs of capitalised words; what starts a sentence must be among `names` to be one.
 
-    >>> [(fact.sort, fact.value) for fact in find_facts("Dogs left Ann Lee's 3 on Monday.", {"dogs"})]
+    >>> [(fact.sort, fact.value) for fact in find_facts("Dogs left Ann Lee's 3 on Monday.", {"Bo"})]
     [('date weekday', 'Monday'), ('number 0', '3'), ('entity', 'Ann Lee')]
     """
     dates = [_fact("date", match) for match in _DATE.finditer(text)]
     of_dates = {place for date in dates for place in range(date.start, date.end)}
     numbers = [_fact("number", match) for match in _NUMBER.finditer(text) if match.start() not in of_dates]
-    names = (match for match in _WORD.finditer(text) if _is_name(match[0]) and match.start() not in of_dates)
-    return [*dates, *numbers, *_entities(text, names, uncapitalised)]
+    capitalised = (match for match in _WORD.finditer(text) if _is_name(match[0]) and match.start() not in of_dates)
+    return [*dates, *numbers, *_entities(text, capitalised, names)]
 
 
 def _fact(kind: str, match: re.Match) -> Fact:
@@ -68,11 +69,12 @@ def _is_name(word: str) -> bool:
     return word != word.lower() and Entities("precision")([word], prompts=[""]) != [None]
 
 
-def _entities(text: str, names: Iterable[re.Match], uncapitalised: Set[str]) -> list[Fact]:
+def _entities(text: str, capitalised: Iterable[re.Match], names: Set[str]) -> list[Fact]:
     found: list[Fact] = []
-    for match in names:
-        start, end = match.start(), match.start() + len(_SUFFIX.sub("", match[0]))
-        if match[0].lower() in uncapitalised and _starts_a_sentence(text, start):
+    for match in capitalised:
+        name = _SUFFIX.sub("", match[0])
+        start, end = match.start(), match.start() + len(name)
+        if name not in names and _starts_a_sentence(text, start):
             continue
         if found and text[found[-1].end : start] in (" ", "-"):
             start = found.pop().start
@@ -85,13 +87,20 @@ def _starts_a_sentence(text: str, start: int) -> bool:
     return not before or not (before[-1].isalnum() or before[-1] in ",;'’-&/")
 
 
-def uncapitalised(text: str) -> set[str]:
-    """Return the words that the text writes without a capital.
+def known_names(texts: Iterable[str]) -> set[str]:
+    """Return the words that some text capitalises inside a sentence, or as a speaker, and none writes small.
 
-    >>> sorted(uncapitalised("Some dogs saw Ann."))
-    ['dogs', 'saw']
+    >>> sorted(known_names(["Bo: Hey, is Ann there?", "Dogs saw Bo.", "So they met The Dogs", "dogs ran"]))
+    ['Ann', 'Bo']
     """
-    return {word for word in _WORD.findall(text) if word.islower()}
+    inside, small = set(), set()
+    for text in texts:
+        for match in _WORD.finditer(text):
+            if match[0].islower():
+                small.add(match[0])
+            elif not _starts_a_sentence(text, match.start()) or text[match.end() : match.end() + 1] == ":":
+                inside.add(_SUFFIX.sub("", match[0]))
+    return {word for word in inside if _is_name(word) and word.lower() not in small}
 
 
 def absent(kind: str, values: Sequence[str], references: str) -> list[str]:

@@ -10,7 +10,6 @@ import json
 import math
 import random
 import re
-import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,10 +20,19 @@ from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 from lastmile_trl.errors import InputError, unknown
-from lastmile_trl.preferences.facts import KINDS, Fact, absent, find_facts, is_english, negated, uncapitalised
+from lastmile_trl.preferences.facts import KINDS, Fact, absent, find_facts, is_english, known_names, negated
+from lastmile_trl.preferences.pieces import (
+    Span,
+    characters,
+    is_unspaced,
+    joint,
+    sentence_spans,
+    units,
+    without_end_mark,
+)
 from lastmile_trl.rewards.base import check_choice, check_number, check_whole
 from lastmile_trl.rewards.rouge import Rouge
-from lastmile_trl.rewards.sentences import plain, sentences
+from lastmile_trl.rewards.sentences import plain
 from lastmile_trl.rewards.tokens import words
 
 WHERE = "preferences.negatives"
@@ -246,17 +254,16 @@ class _Corpus:
     # --- facts
 
     @cached_property
-    def uncapitalised(self) -> set[str]:
-        """The words that some text writes without a capital: where they start a sentence, they are no names."""
-        texts = [reference for _, reference, _ in self.references] + [row.source or "" for row in self.rows]
-        return set().union(*map(uncapitalised, texts))
+    def names(self) -> set[str]:
+        """The words that are known for names."""
+        return known_names([row.source or "" for row in self.rows] + [reference for _, reference, _ in self.references])
 
     @cached_property
     def facts(self) -> dict[str, list[str]]:
         """The values of all references, by sort."""
         found: dict[str, set[str]] = {}
         for _, reference, _ in self.references:
-            for fact in find_facts(reference, self.uncapitalised):
+            for fact in find_facts(reference, self.names):
                 found.setdefault(fact.sort, set()).add(fact.value)
         return {sort: sorted(values) for sort, values in found.items()}
 
@@ -283,60 +290,7 @@ class _Corpus:
 
 def _rouge(variant: str, references: Sequence[str]) -> Rouge:
     """Return the ROUGE that can read the references."""
-    text = "".join(references)
-    unspaced = len(_UNSPACED_CHARACTER.findall(text)) * 2 > len(text)
-    return Rouge(variant, tokenizer="characters" if unspaced else "words")
-
-
-# --- pieces of a text ----------------------------------------------------------------------------------------------
-
-# Scripts that put no space between words: Thai to Myanmar, Khmer, Japanese and Chinese with their punctuation.
-_UNSPACED = "\u0e00-\u109f\u1780-\u17ff\u3001-\u312f\u3400-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003ffff"
-_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
-_UNIT = re.compile(rf"[^\s{_UNSPACED}]+|[{_UNSPACED}]")
-_CHARACTER = re.compile(r"\S")
-
-Span = tuple[int, int]
-
-
-def _units(text: str, unit: re.Pattern = _UNIT) -> list[Span]:
-    """Return where the words of a text lie; in scripts without spaces, its characters."""
-    spans: list[Span] = []
-    for match in unit.finditer(text):
-        start, end = match.span()
-        if spans and spans[-1][1] == start and (_belongs_to_the_one_before(text[start]) or text[start - 1] == _ZWJ):
-            start = spans.pop()[0]
-        spans.append((start, end))
-    return spans
-
-
-_ZWJ = "\u200d"  # joins two emoji
-
-
-def _belongs_to_the_one_before(character: str) -> bool:
-    is_skin_tone = "\U0001f3fb" <= character <= "\U0001f3ff"
-    return character == _ZWJ or is_skin_tone or unicodedata.category(character)[0] == "M"
-
-
-def _sentence_spans(text: str) -> list[Span]:
-    spans, start = [], 0
-    for sentence in sentences(text):
-        if sentence.strip():
-            spans.append((start + len(sentence) - len(sentence.lstrip()), start + len(sentence.rstrip())))
-        start += len(sentence)
-    return spans
-
-
-def _joint(left: str, right: str) -> str:
-    """Return what stands between two texts that follow each other."""
-    return "" if _UNSPACED_CHARACTER.match(left[-1]) or _UNSPACED_CHARACTER.match(right) else " "
-
-
-def _without_end_mark(text: str) -> str:
-    end = len(text)
-    while end and unicodedata.category(text[end - 1])[0] in "PZC":  # punctuation, spaces, controls
-        end -= 1
-    return text[:end]
+    return Rouge(variant, tokenizer="characters" if is_unspaced("".join(references)) else "words")
 
 
 # --- makers --------------------------------------------------------------------------------------------------------
@@ -421,8 +375,8 @@ class Shuffled:
 
     def _spans(self, reference: str) -> list[Span]:
         if self.unit == "sentence":
-            return _sentence_spans(reference)
-        spans = _units(reference)
+            return sentence_spans(reference)
+        spans = units(reference)
         n = self.n if self.unit == "ngram" else 1
         return [(spans[first][0], spans[first : first + n][-1][1]) for first in range(0, len(spans), n)]
 
@@ -433,12 +387,12 @@ class Repetitive:
 
     def draws(self, reference: str, row: _Row, corpus: _Corpus, chance: random.Random) -> Iterator[Sample]:
         """Yield loops without end."""
-        length = len(_units(reference))
-        said = _sentence_spans(reference)
+        length = len(units(reference))
+        said = sentence_spans(reference)
         while True:
             start, end = chance.choice(said)
             sentence = reference[start:end]
-            spans = _units(sentence)
+            spans = units(sentence)
             target = max(2, round(chance.uniform(1, 3) * length))
             size = chance.randint(1, min(len(spans), target // 2))  # so that it comes at least twice
             first = chance.randrange(len(spans) - size + 1)
@@ -449,7 +403,7 @@ def _looped(text: str, spans: list[Span], length: int) -> str:
     """Return a stretch of a text from its beginning again and again, until it has so many units."""
     pieces = [text[start:end] for start, end in spans]
     spaces = [text[end:start] for (_, end), (start, _) in zip(spans, spans[1:], strict=False)]
-    spaces.append(_joint(pieces[-1], pieces[0]))
+    spaces.append(joint(pieces[-1], pieces[0]))
     looped = islice(cycle(zip(pieces, spaces, strict=True)), length)
     return "".join(piece + space for piece, space in looped).rstrip()
 
@@ -466,8 +420,8 @@ class Copied:
     def draws(self, reference: str, row: _Row, corpus: _Corpus, chance: random.Random) -> Iterator[Sample]:
         """Yield the beginning once, or stretches without end."""
         source = row.need_source()
-        spans = _units(source)
-        length = min(len(_units(reference)), len(spans))
+        spans = units(source)
+        length = min(len(units(reference)), len(spans))
         lead = self.from_ == "lead" or (self.from_ == "both" and chance.random() < 0.5)
         if lead:
             yield Sample(source[spans[0][0] : spans[length - 1][1]])
@@ -482,14 +436,14 @@ class Runon:
 
     def draws(self, reference: str, row: _Row, corpus: _Corpus, chance: random.Random) -> Iterator[Sample]:
         """Yield continuations without end."""
-        length = len(_units(reference))
+        length = len(units(reference))
         while True:
             text, missing = reference.strip(), max(1, round(chance.uniform(0.5, 2) * length))
             while missing:
                 other = self._other(row, corpus, chance)
-                spans = _units(other)[:missing]
+                spans = units(other)[:missing]
                 more = other[spans[0][0] : spans[-1][1]]
-                text += _joint(text, more) + more
+                text += joint(text, more) + more
                 missing -= len(spans)
             yield Sample(text)
 
@@ -508,8 +462,8 @@ class Truncated:
     def draws(self, reference: str, row: _Row, corpus: _Corpus, chance: random.Random) -> Iterator[Sample]:
         """Yield every beginning of that length once; of a word, beginnings of it."""
         reference = reference.strip()
-        for unit in (_UNIT, _CHARACTER):
-            beginnings = {_without_end_mark(reference[:end]) for _, end in _units(reference, unit)}
+        for pieces in (units, characters):
+            beginnings = {without_end_mark(reference[:end]) for _, end in pieces(reference)}
             cut = [text for text in beginnings if 0.3 <= len(text) / len(reference) <= 0.8]
             if cut:
                 cut.sort(key=len)
@@ -578,8 +532,8 @@ def _negations(kind: str, reference: str, row: _Row, corpus: _Corpus, chance: ra
 
 def _swaps(kind: str, reference: str, row: _Row, corpus: _Corpus, chance: random.Random) -> Iterator[str]:
     said = "\n".join(row.references)
-    of_kind = [fact for fact in find_facts(reference, corpus.uncapitalised) if fact.kind == kind]
-    of_source = find_facts(row.source or "", corpus.uncapitalised) if of_kind else []
+    of_kind = [fact for fact in find_facts(reference, corpus.names) if fact.kind == kind]
+    of_source = find_facts(row.source or "", corpus.names) if of_kind else []
     places: dict[tuple[str, str], list[Fact]] = {}
     for fact in of_kind:
         places.setdefault((fact.sort, fact.value), []).append(fact)

@@ -1,20 +1,20 @@
 import pytest
 
-from lastmile_trl.preferences.facts import absent, find_facts, is_english, negated, uncapitalised
+from lastmile_trl.preferences.facts import absent, find_facts, is_english, known_names, negated
 
 
-def found(text, lower=frozenset()):
-    return {(fact.sort, fact.value) for fact in find_facts(text, lower)}
+def found(text, names=frozenset()):
+    return {(fact.sort, fact.value) for fact in find_facts(text, names)}
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Hannah asked Larry O'Brien.", {"Hannah", "Larry O'Brien"}),
-        ("Betty's and Ann’s friends, I'm told, are the Lees.", {"Betty", "Ann", "Lees"}),
+        ("Then Hannah asked Larry O'Brien.", {"Hannah", "Larry O'Brien"}),
+        ("As Betty's and Ann’s friends, I'm told, are the Lees.", {"Betty", "Ann", "Lees"}),
         ("The New York office of Jean-Claude", {"New York", "Jean-Claude"}),
         ("They met Łucja and E\u0301loise.", {"Łucja", "E\u0301loise"}),
-        ("Анна и Пётр ушли.", {"Анна", "Пётр"}),
+        ("И Анна, и Пётр ушли.", {"Анна", "Пётр"}),
         ("an iPhone from NASA", {"iPhone", "NASA"}),
         ("However, nobody came. 猫坐在垫子上。 ذهب الولد", set()),
         ("On Monday Ann Lee left in May", {"Ann Lee"}),  # a date is no name, and parts names
@@ -24,12 +24,21 @@ def test_names(text, expected):
     assert {value for sort, value in found(text) if sort == "entity"} == expected
 
 
-def test_a_word_that_starts_a_sentence_is_no_name_if_it_is_written_small_elsewhere():
-    lower = {"dogs", "rose"}
-    assert found("Dogs met Rose. Rose left.\nDogs ran: Dogs!", lower) == {("entity", "Rose")}
-    assert found("Dogs met Ann") == {("entity", "Dogs"), ("entity", "Ann")}
-    assert [fact.start for fact in find_facts("Rose met Rose, Rose left", lower)] == [9, 15]
-    assert uncapitalised("Some dogs don't see Rose 2 times.") == {"dogs", "don't", "see", "times"}
+def test_what_starts_a_sentence_must_be_known_for_a_name():
+    assert found("Dogs met Rose. Rose left.\nDogs ran: Dogs!") == {("entity", "Rose")}
+    assert [fact.start for fact in find_facts("Rose met Rose. Rose left", {"Bo"})] == [9]
+    assert [fact.start for fact in find_facts("Bo's dog met Rose. “Bo left”", {"Bo"})] == [0, 13, 20]
+    assert found("Dear Bo left. Dear Ann Lee", {"Bo"}) == {("entity", "Bo"), ("entity", "Ann Lee")}
+
+
+def test_known_names():
+    texts = [
+        "Sorry, Bo's late: Urgh, he's with Ann.",
+        "Cid: Hi, Mark!\nDi: Well, I mark it.",
+        "Then Sorry came, the Ox",
+    ]
+    assert known_names(texts) == {"Bo", "Ann", "Cid", "Di", "Sorry", "Ox"}  # Mark is written small somewhere
+    assert known_names([*texts, "so sorry"]) == {"Bo", "Ann", "Cid", "Di", "Ox"}
 
 
 @pytest.mark.parametrize(
@@ -37,13 +46,14 @@ def test_a_word_that_starts_a_sentence_is_no_name_if_it_is_written_small_elsewhe
     [
         ("3 dogs, 12 cats and 1,200 birds at 3.50", {("0", "3"), ("0", "12"), ("0,0", "1,200"), ("0.0", "3.50")}),
         ("in 1999 at 10:30", {("0000", "1999"), ("0:0", "10:30")}),
+        ("下午4点，5人", {("0", "4"), ("0", "5")}),
         ("5pm, 7%, $9, ٣", {("0", "5"), ("0", "7"), ("0", "9"), ("0", "٣")}),
         ("Two or twenty, not one", {("spelled", "two"), ("spelled", "twenty")}),
         ("the 23rd, twenty-one, B2B, F-16, 2nd", set()),
     ],
 )
 def test_numbers(text, expected):
-    assert found(text) - {("entity", "B2B")} - {("entity", "F")} == {
+    assert {each for each in found(text) if each[0] != "entity"} == {
         (f"number {sort}", value) for sort, value in expected
     }
 
@@ -64,9 +74,13 @@ def test_dates(text, expected):
     }
 
 
+def test_a_date_holds_no_number():
+    assert {sort for sort, _ in found("on 2024-05-12 or 12/05/24")} == {"date day"}
+
+
 def test_places():
-    text = "Ann's 3 dogs"
-    assert [(fact.kind, text[fact.start : fact.end]) for fact in find_facts(text)] == [
+    text = "to Ann's 3 dogs"
+    assert [(fact.kind, text[fact.start : fact.end]) for fact in find_facts(text, set())] == [
         ("number", "3"),
         ("entity", "Ann"),
     ]
