@@ -1,6 +1,7 @@
 import json
 import math
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -205,14 +206,28 @@ def test_perplexity_is_the_number_of_equally_likely_tokens(model, tokenizer):
     assert perplexities(even, tokenizer, [], []) == []
 
 
-def test_the_logits_are_those_of_the_answers_only(model, tokenizer):
-    shapes = []
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
-    prompt = sentence(0, 40)
-    perplexities(model, tokenizer, [prompt, prompt], ["the cat", "the"])
+@contextmanager
+def outputs_of(layer):
+    """All that a layer gives meanwhile."""
+    outputs = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    yield outputs
     hook.remove()
+
+
+def test_the_logits_are_those_of_the_answers_only_and_have_no_gradient(model, tokenizer):
+    prompt = sentence(0, 40)
+    with outputs_of(model.lm_head) as logits:
+        perplexities(model, tokenizer, [prompt, prompt], ["the cat", "the"])
     answer = len(answer_ids(tokenizer, prompt, "the cat")[1])
-    assert shapes == [(2, answer + 1, 384)]
+    assert [(tuple(each.shape), each.requires_grad) for each in logits] == [((2, answer + 1, 384), False)]
+
+
+def test_rows_of_a_batch_are_about_as_long_and_the_longest_come_first(model, tokenizer):
+    lengths = [len(ids) + len(answer) for ids, answer in text_rows(tokenizer)]
+    with outputs_of(model.get_input_embeddings()) as embedded:
+        perplexities(model, tokenizer, PROMPTS, ANSWERS, ended=ENDED, batch_size=3)
+    assert [each.shape[1] for each in embedded] == sorted(lengths, reverse=True)[::3]
 
 
 class WithoutLogitsToKeep(torch.nn.Module):
@@ -229,7 +244,16 @@ def test_other_models_adapters_dropout_and_what_is_restored(model, tokenizer):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     # Absolute positions, dropout in every layer.
-    config = GPT2Config(vocab_size=384, n_embd=32, n_layer=2, n_head=2, n_positions=128, initializer_range=0.2)
+    config = GPT2Config(
+        vocab_size=384,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=128,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(1)
         gpt2 = GPT2LMHeadModel(config)
@@ -243,7 +267,10 @@ def test_other_models_adapters_dropout_and_what_is_restored(model, tokenizer):
     def means(of):
         return [each.mean for each in perplexities(of, tokenizer, PROMPTS, ANSWERS, ended=ENDED, batch_size=3)]
 
-    assert means(adapted) == pytest.approx(expected, abs=1e-4)
+    with outputs_of(gpt2.lm_head) as logits:
+        assert means(adapted) == pytest.approx(expected, abs=1e-4)
+    longest = max(len(ids) + len(answer) for ids, answer in text_rows(tokenizer))
+    assert logits[0].shape[1] < longest, "the adapter hides what the model can do"
     assert [module.training for module in adapted.modules()] == modes
     assert torch.is_grad_enabled()
     assert means(WithoutLogitsToKeep(gpt2)) == pytest.approx(expected, abs=1e-4)
