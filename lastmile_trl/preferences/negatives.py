@@ -32,7 +32,6 @@ from lastmile_trl.preferences.pieces import (
 )
 from lastmile_trl.rewards.base import check_choice, check_number, check_whole
 from lastmile_trl.rewards.rouge import Rouge
-from lastmile_trl.rewards.sentences import plain
 from lastmile_trl.rewards.tokens import words
 
 WHERE = "preferences.negatives"
@@ -183,7 +182,7 @@ def _first_legal(draws: Iterable[Sample], taken: set[str], corpus: "_Corpus") ->
 
 def _said(text: str) -> str:
     """Return the letters and digits without case; of a text that has none, the symbols."""
-    return "".join(words(text)) or plain(text)
+    return "".join(words(text) or text.casefold().split())
 
 
 # --- what makers draw from -----------------------------------------------------------------------------------------

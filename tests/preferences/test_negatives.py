@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+import unicodedata
 from collections import Counter
 from itertools import permutations
 
@@ -347,7 +348,8 @@ multilingual_rows = st.lists(
 
 
 def letters(text):
-    return "".join(char.casefold() for char in text if char.isalnum()) or "".join(text.casefold().split())
+    text = unicodedata.normalize("NFC", text.casefold())
+    return "".join(char for char in text if unicodedata.category(char)[0] in "LMN") or "".join(text.split())
 
 
 @settings(max_examples=60, deadline=None)
@@ -502,6 +504,11 @@ def test_refusals(tokenizer, categories, message):
         with pytest.raises(InputError) as error:
             refuse()
         assert message in str(error.value)
+
+
+def test_white_space_between_symbols_says_nothing_new(tokenizer):
+    texts, _ = drawn(tokenizer, "repetitive", [row("。 。")])
+    assert "。。。" in texts and "。。" not in texts
 
 
 def test_every_category_can_be_asked_for():
