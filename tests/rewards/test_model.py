@@ -268,8 +268,12 @@ def test_a_model_is_loaded_once_and_never_pickled(plain):
     assert len(copied) < 2000 and pickle.loads(copied) == reward
     assert pickle.loads(copied)(TEXTS, prompts=PROMPTS) == values
     assert model._load.cache_info().misses == 1
-    backbone = model._load(plain, "auto", False, "cpu").backbone
+    backbone, seen = model._load(plain, "auto", False, "cpu").backbone, []
     assert not any(parameter.requires_grad for parameter in backbone.parameters()) and not backbone.training
+    handle = backbone.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    reward(TEXTS, prompts=PROMPTS)
+    handle.remove()
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("kind", ["plain", "adapter"])
@@ -359,6 +363,7 @@ def test_on_the_policys_base(adapter, tiny_model_folder, tokenizer, tmp_path):
     reward = Model(adapter, centre=False, share_base=True)
     alone = reward(TEXTS, prompts=PROMPTS)  # before it knows a trainer
     trainer = grpo(tmp_path, str(tiny_model_folder), tokenizer, gradient_checkpointing=True)
+    next(p for p in trainer.model.parameters() if p.requires_grad).requires_grad_(False)  # a choice of the user's
     before = gradient(trainer)
     named = {name: p.requires_grad for name, p in trainer.model.named_parameters()}
     state = torch.get_rng_state()
@@ -381,11 +386,11 @@ def test_on_the_policys_base(adapter, tiny_model_folder, tokenizer, tmp_path):
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
     # A second reward of this model, such as a metric, finds the adapter there.
-    known = {name for name, _ in trainer.model.named_parameters()}
+    known = list(trainer.model.parameters())
     again = Model(adapter, centre=False, share_base=True)
     again.for_trainer(trainer)
     assert again(TEXTS, prompts=PROMPTS) == close(alone)
-    assert {name for name, _ in trainer.model.named_parameters()} == known
+    assert all(new is old for new, old in zip(trainer.model.parameters(), known, strict=True))
     # A copy that was pickled knows no trainer, and loads a base.
     assert pickle.loads(pickle.dumps(reward))(TEXTS, prompts=PROMPTS) == close(alone)
 
