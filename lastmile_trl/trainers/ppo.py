@@ -16,6 +16,7 @@ from accelerate.utils import broadcast, is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
+from transformers.utils import find_adapter_config_file
 from trl import GRPOTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
@@ -23,8 +24,6 @@ from lastmile_trl.trainers.estimates import gae, merged, moments, next_beta, val
 from lastmile_trl.trainers.ppo_config import PPOConfig
 
 CRITIC_WEIGHTS, CRITIC_STATE = "critic.safetensors", "critic.pt"
-
-# --- the critic ----------------------------------------------------------------------------------------------------
 
 
 class Critic(nn.Module):
@@ -58,9 +57,6 @@ class _Updates(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer._before_optimizer_step()
-
-
-# --- the trainer ---------------------------------------------------------------------------------------------------
 
 
 class PPOTrainer(GRPOTrainer):
@@ -120,6 +116,8 @@ class PPOTrainer(GRPOTrainer):
         return Critic((backbone or policy).config.get_text_config().hidden_size, backbone)
 
     def _load_backbone(self, name: str) -> nn.Module:
+        if find_adapter_config_file(name):
+            raise ValueError(f"critic={name!r} is an adapter, whose weights would stay frozen: merge it into its base.")
         if AutoTokenizer.from_pretrained(name).get_vocab() != self._tokenizer.get_vocab():
             raise ValueError(f"critic={name!r} has another tokenizer than the policy, so it cannot read its tokens.")
         return AutoModel.from_pretrained(name, dtype=torch.float32)
@@ -140,12 +138,11 @@ class PPOTrainer(GRPOTrainer):
             self._heard.append(self.critic(hidden if self._joint else hidden.detach(), keep=self._keep))
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        self._keep, self._heard = logits_to_keep, []
-        found = super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-        )
-        heard, self._heard = self._heard, None
-        self._passes.append((found[0], torch.cat(heard) if heard else None))
+        self._keep = logits_to_keep
+        given = (model, input_ids, attention_mask, logits_to_keep, *args)
+        with _set(self, "_heard", []):
+            found = super()._get_per_token_logps_and_entropies(*given, **kwargs)
+            self._passes.append((found[0], torch.cat(self._heard) if self._heard else None))
         return found
 
     def _first_pass(self, batch: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor]:
@@ -157,12 +154,9 @@ class PPOTrainer(GRPOTrainer):
             raise ValueError(f"PPO: critic={self.args.critic!r} does not see images: use critic='shared'.")
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1).split(size)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1).split(size)
+        inputs = [{"input_ids": part, "attention_mask": seen} for part, seen in zip(ids, mask, strict=True)]
         with self.accelerator.autocast():
-            values = [
-                self.critic(keep=logps.size(1), input_ids=part, attention_mask=part_mask)
-                for part, part_mask in zip(ids, mask, strict=True)
-            ]
-        return logps, torch.cat(values)
+            return logps, torch.cat([self.critic(keep=logps.size(1), **part) for part in inputs])
 
     # --- a roll-out: values, rewards of tokens, advantages ---------------------------------------------------------
 
@@ -187,10 +181,9 @@ class PPOTrainer(GRPOTrainer):
             kl = (old_logps - batch["ref_per_token_logps"]) * mask
             rewards -= self.beta * kl
             self._log(mode, "kl", kl, mask)
-            self._log(mode, "kl_per_completion", kl.sum(1), mask.any(1))
-            if mode == "train" and args.kl_target is not None:
+            mean = self._log(mode, "kl_per_completion", kl.sum(1), mask.any(1))
+            if mode == "train" and args.kl_target is not None and mean is not None:
                 self._metrics[mode]["beta"].append(self.beta)
-                mean = self._metrics[mode]["kl_per_completion"][-1]
                 self.beta = next_beta(self.beta, mean, args.kl_target, args.generation_batch_size, args.kl_horizon)
         last = (mask * torch.arange(1, mask.size(1) + 1, device=mask.device)).argmax(1)
         rewards[torch.arange(len(mask)), last] += scores * mask.any(1)
@@ -203,14 +196,13 @@ class PPOTrainer(GRPOTrainer):
             mean, variance = moments(advantages, mask, self._total)
             advantages = (advantages - mean) * torch.rsqrt(variance + 1e-8) * mask
         self._log_advantages(mode, advantages.sum(1) / mask.sum(1).clamp(min=1))
-        if mode == "train":
-            self._left_out = False
+        self._left_out &= mode == "eval"  # every roll-out starts afresh
         return batch | {
             "old_per_token_logps": old_logps,
             "old_values": values,
             "returns": returns,
             "advantages": advantages,
-            "trained": mask,
+            "tool_mask": mask,  # so TRL's own sums and means leave out what is not trained, too
             "num_items_in_batch": self._total(mask.sum()),
             "typical_return": moments(returns**2, mask, self._total)[0].sqrt(),
         }
@@ -237,7 +229,7 @@ class PPOTrainer(GRPOTrainer):
     # --- the updates -----------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model, inputs):
-        mode, mask = "train" if self.model.training else "eval", inputs["trained"]
+        mode, mask = "train" if self.model.training else "eval", inputs["tool_mask"]
         self._passes = []
         with _set(self, "beta", 0.0):  # the KL penalty is in the rewards
             loss = super()._compute_loss(model, inputs)
@@ -277,13 +269,13 @@ class PPOTrainer(GRPOTrainer):
         self.critic_optimizer.zero_grad()
 
     def _step_critic(self) -> None:
-        parameters = list(self.critic.trained().values())
+        parameters = [parameter for parameter in self.critic.parameters() if parameter.grad is not None]
         for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         if self.args.max_grad_norm:
             nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
-        schedule = self.lr_scheduler.get_last_lr()[0] / self.args.learning_rate if self.args.learning_rate else 1.0
+        start = getattr(self.lr_scheduler, "base_lrs", [self.args.learning_rate])[0]
+        schedule = self.lr_scheduler.get_last_lr()[0] / start if start else 1.0
         for group in self.critic_optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule
         self.critic_optimizer.step()
@@ -312,15 +304,25 @@ class PPOTrainer(GRPOTrainer):
         state = torch.load(Path(checkpoint, CRITIC_STATE), map_location="cpu", weights_only=True)
         self.critic_optimizer.load_state_dict(state["optimizer"])
         self.beta, self._counted_scores = state["beta"], state["scores"]
+        for _ in range(int(self.state.epoch)):  # the order of each epoch is drawn from where the last one left off
+            next(iter(getattr(self, "_sampler", ())), None)
+        self.args.warn_within_rollout(checkpoint, self.state.global_step)
+
+    def _get_train_sampler(self, dataset=None):
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
 
     # --- numbers over all processes --------------------------------------------------------------------------------
 
     def _total(self, part: Tensor) -> Tensor:
         return self.accelerator.reduce(part, "sum")
 
-    def _log(self, mode: str, name: str, values: Tensor, mask: Tensor) -> None:
+    def _log(self, mode: str, name: str, values: Tensor, mask: Tensor) -> float | None:
+        """The mean where mask is 1, which is not logged where nothing is."""
         total, number = self._total(torch.stack([(values * mask).sum(), mask.sum()])).tolist()
-        self._metrics[mode][name].append(total / max(number, 1))
+        if number:
+            self._metrics[mode][name].append(total / number)
+        return total / number if number else None
 
     def _log_explained(self, mode: str, errors: Tensor, returns: Tensor, mask: Tensor) -> None:
         """The share of the returns' variance that the values explain; none is logged where all returns are alike."""
@@ -331,11 +333,9 @@ class PPOTrainer(GRPOTrainer):
     def _log_advantages(self, mode: str, advantages: Tensor) -> None:
         """Put each completion's mean advantage in place of the group advantage that TRL logs."""
         self._metrics[mode].pop("frac_reward_zero_std", None)  # says something of groups only
-        everyone = self.accelerator.gather(advantages).tolist()
-        logged = self._logs["advantages"]
-        earlier = list(logged)[: -len(everyone)]
-        logged.clear()
-        logged.extend(earlier + everyone)
+        logged, everyone = self._logs["advantages"], self.accelerator.gather(advantages).tolist()
+        for place in range(1, 1 + min(len(logged), len(everyone))):
+            logged[-place] = everyone[-place]
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class PPOConfig(GRPOConfig):
     gamma: float = field(default=1.0, metadata={"help": "Discount from token to token."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of the generalised advantage estimate."})
     lam_critic: float = field(default=1.0, metadata={"help": "Lambda of the returns that the critic learns."})
+    scale_rewards: str = field(default="none", metadata={"help": "GRPO's; has no part in PPO."})
     whiten_advantages: bool = field(default=True, metadata={"help": "Mean 0, deviation 1 over the whole roll-out."})
     scale_scores: bool = field(default=False, metadata={"help": "Divide scores by their running deviation."})
     missing_eos_penalty: float | None = field(
@@ -68,6 +69,7 @@ class PPOConfig(GRPOConfig):
             "loss_type": (("dapo",), "its losses are sums over the tokens of all processes"),
             "importance_sampling_level": (("token",), "it has an advantage for every token"),
             "multi_objective_aggregation": (("sum_then_normalize",), "its critic needs one score"),
+            "scale_rewards": (("none", False), "whiten_advantages and scale_scores scale here"),
             "off_policy_mask_threshold": ((None,), "the clipped ratio bounds each update"),
         }.items():
             if getattr(self, name) not in valid:
@@ -92,6 +94,11 @@ class PPOConfig(GRPOConfig):
             raise ValueError(
                 f"steps_per_generation ({self.steps_per_generation}) must be a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps}), so that a roll-out is a whole number of minibatches."
+            )
+        if self.kl_target is not None and self.kl_horizon < self.generation_batch_size:
+            raise ValueError(
+                f"kl_horizon ({self.kl_horizon}) must be at least the completions of a roll-out "
+                f"({self.generation_batch_size}), or beta jumps and may turn negative."
             )
         self._save_on_boundaries()
 
@@ -118,6 +125,16 @@ class PPOConfig(GRPOConfig):
             stacklevel=4,
         )
         self.save_steps = steps
+
+    def warn_within_rollout(self, checkpoint: str, step: int) -> None:
+        """Say it where a run goes on from within a roll-out, as after a last save that no boundary fell on."""
+        cycle = self.optimizer_steps_per_rollout
+        if step % cycle:
+            warnings.warn(
+                f"{checkpoint} was saved within a roll-out of {cycle} optimiser steps, whose completions are lost: the "
+                "run goes on with new ones, not as it would have.",
+                stacklevel=2,
+            )
 
     @property
     def optimizer_steps_per_rollout(self) -> int:

@@ -1,10 +1,12 @@
 """The PPO trainer on a tiny model: what learns, what stays, and what the loss is made of."""
 
 import logging
+import math
 
 import pytest
 import torch
 from ppo_fixture import Gradients, differing, logged, low_share, scripted, weights_of
+from trl import GRPOTrainer
 
 from tests.conftest import make_rows
 
@@ -94,6 +96,27 @@ def test_the_critics_rate_follows_the_schedule(make_ppo):
     assert trainer.critic_optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 / 4)
 
 
+def test_the_critics_rate_keeps_to_itself_beside_an_optimiser_with_another(make_ppo):
+    trainer = make_ppo(critic_learning_rate=1e-2, learning_rate=1e-6, lr_scheduler_type="linear", max_steps=4)
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-3)
+    trainer.train()
+    assert trainer.critic_optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 / 4)
+
+
+def test_the_critics_gradient_is_clipped_apart_from_the_policys(make_ppo):
+    steps = []
+    for limit in (1e-3, 0.0):
+        trainer = make_ppo(rollout=scripted(), critic="copy", max_grad_norm=limit, max_steps=1)
+        kept = trainer.critic_optimizer.step
+        norms = lambda trainer=trainer: torch.stack(  # noqa: E731
+            [value.grad.norm() for value in trainer.critic.parameters() if value.grad is not None]
+        )
+        trainer.critic_optimizer.step = lambda kept=kept, norms=norms: (steps.append(norms().norm().item()), kept())
+        trainer.train()
+    assert steps[0] == pytest.approx(1e-3, rel=1e-3)
+    assert steps[1] > 0.1
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_copy_shares_the_frozen_weights_and_only_those(make_ppo, lora, adapter):
     trainer = make_ppo(critic="copy", peft=lora if adapter else None)
@@ -114,6 +137,20 @@ def test_another_tokenizer_is_refused(make_ppo, tiny_model_folder, tokenizer, tm
     other.save_pretrained(folder)
     with pytest.raises(ValueError, match="has another tokenizer than the policy, so it cannot read its tokens"):
         make_ppo(critic=str(folder))
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_CLS"])
+def test_an_adapter_is_no_critic(make_ppo, lora, tiny_model_folder, tokenizer, tmp_path, task):
+    """Loaded as a model it would be frozen, with no word about it."""
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForCausalLM if task == "CAUSAL_LM" else AutoModelForSequenceClassification
+    lora.task_type = task
+    get_peft_model(kind.from_pretrained(tiny_model_folder), lora).save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="is an adapter, whose weights would stay frozen: merge it into its base"):
+        make_ppo(critic=str(tmp_path / "adapter"))
 
 
 def test_a_config_of_another_method_is_refused(make_ppo):
@@ -182,6 +219,20 @@ def test_the_gradient_of_the_policy_does_not_depend_on_the_critics_loss(make_ppo
         assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_the_joint_critics_loss_weighs_vf_coef(make_ppo):
+    found = []
+    for weight in (0.0, 0.1, 0.3):
+        trainer = make_ppo(critic_detach=False, vf_coef=weight, rollout=scripted(), max_grad_norm=0.0, **all_steps(1))
+        torch.manual_seed(0)
+        torch.nn.init.normal_(trainer.critic.head[2].weight)
+        gradients = Gradients(trainer)
+        trainer.train()
+        found.append(gradients.policy[0]["model.layers.0.mlp.up_proj.weight"])
+    none, some, more = found
+    assert (some - none).norm() > 1e-3 * none.norm()
+    torch.testing.assert_close(more - none, 3 * (some - none), atol=1e-5, rtol=1e-2)
+
+
 def test_the_joint_critics_loss_reaches_the_trunk_and_not_the_language_head(make_ppo):
     found = []
     for detach in (True, False):
@@ -202,8 +253,10 @@ def test_the_joint_critics_loss_reaches_the_trunk_and_not_the_language_head(make
 
 def test_the_score_lies_on_the_last_trained_token(make_ppo):
     _, batch = returns_of(make_ppo, lambda completions, **columns: [3.0] * len(completions), gamma=0.5, mask=True)
-    mask = batch["completion_mask"] * batch["tool_mask"]
-    assert torch.equal(batch["trained"], mask.float())
+    mask = torch.zeros(8, 6)
+    for row, length in enumerate(batch["completion_mask"].sum(1)):  # as scripted() has it
+        mask[row, :length] = (torch.arange(length) + length) % 4 != 0
+    assert torch.equal(batch["tool_mask"] * batch["completion_mask"], mask)
     assert (mask.sum(1) < batch["completion_mask"].sum(1)).any()
     for row, trained in zip(batch["returns"], mask.bool(), strict=True):
         expected = [3.0 * 0.5**distance for distance in reversed(range(int(trained.sum())))]
@@ -303,11 +356,11 @@ def test_beta_follows_its_target(make_ppo, lora):
 
 def test_advantages_are_whitened_over_the_rollout(make_ppo):
     trainer, batch = returns_of(make_ppo, low_share)
-    trained = batch["advantages"][batch["trained"].bool()]
+    trained = batch["advantages"][batch["tool_mask"].bool()]
     assert trained.mean().item() == pytest.approx(0, abs=1e-6)
     assert trained.std(correction=0).item() == pytest.approx(1, abs=1e-4)
-    assert not batch["advantages"][~batch["trained"].bool()].any()
-    means = batch["advantages"].sum(1) / batch["trained"].sum(1)
+    assert not batch["advantages"][~batch["tool_mask"].bool()].any()
+    means = batch["advantages"].sum(1) / batch["tool_mask"].sum(1)
     assert list(trainer._logs["advantages"]) == pytest.approx(means.tolist())
 
 
@@ -337,11 +390,11 @@ def test_the_value_loss_is_a_mean_over_the_tokens_of_a_minibatch(make_ppo, accum
     trainer._compute_loss = lambda model, batch: batches.append(batch) or kept(model, batch)
     trainer.train()
     assert len(batches) == accumulation
-    returns, mask = (torch.cat([batch[name].flatten() for batch in batches]) for name in ("returns", "trained"))
+    returns, mask = (torch.cat([batch[name].flatten() for batch in batches]) for name in ("returns", "tool_mask"))
     tokens = batches[0]["num_items_in_batch"] * accumulation / 2  # of an average minibatch, as in the policy's loss
     # All values are 0, so the slope of the head's last bias is minus the mean return.
     torch.testing.assert_close(gradients.critic[0]["head.2.bias"], -((returns * mask).sum() / tokens).reshape(1))
-    losses = [0.5 * ((b["returns"] ** 2) * b["trained"]).sum().item() / b["trained"].sum().item() for b in batches]
+    losses = [0.5 * ((b["returns"] ** 2) * b["tool_mask"]).sum().item() / b["tool_mask"].sum().item() for b in batches]
     assert logged(trainer, "value/loss")[0] == pytest.approx(sum(losses) / accumulation)
 
 
@@ -352,34 +405,41 @@ def test_the_value_loss_is_a_mean_over_the_tokens_of_a_minibatch(make_ppo, accum
     {"mask_truncated_completions": True, "rollout": lambda prompts, trainer: {
         "prompt_ids": trainer.processing_class(prompts)["input_ids"], "completion_ids": [[7, 8, 9]] * len(prompts),
         "logprobs": None}},
-    {"reward": lambda completions, **columns: [None] * len(completions)},
+    {"reward": lambda completions, **columns: [None] * len(completions), "entropy_coef": 0.5},
 ])  # fmt: skip
 @pytest.mark.parametrize("critic", CRITICS)
 def test_completions_that_say_nothing_change_nothing(make_ppo, critic, settings, tiny_model_folder, caplog):
     caplog.set_level(logging.ERROR)
-    trainer = make_ppo(**settings, beta=0.05, **settings_of(critic, tiny_model_folder))
+    trainer = make_ppo(**settings, beta=0.05, kl_target=1.0, **settings_of(critic, tiny_model_folder))
     policy, values = weights_of(trainer.model), weights_of(trainer.critic)
     trainer.train()
     assert differing(policy, trainer.model) == set()
     assert differing(values, trainer.critic) == set()
+    assert trainer.beta == 0.05
+    assert not {"kl", "kl_per_completion", "ratio", "value/loss"} & set().union(*trainer.state.log_history)
 
 
 def test_an_unscored_completion_is_as_if_not_there(make_ppo):
-    """Its tokens neither teach nor dilute: four scored completions and four without give the gradient of the four."""
-    found = []
+    """Its tokens neither teach nor dilute: four scored completions and four without are worth the four."""
+    runs = []
     for size in (4, 8):
         trainer = make_ppo(
             lambda prompts, completions, completion_ids, **columns: [
                 low_share([ids])[0] if row < 4 else None for row, ids in enumerate(completion_ids)
             ],
-            rollout=scripted(), per_device_train_batch_size=size, max_steps=1, max_grad_norm=0.0, shuffle_dataset=False,
+            rollout=scripted(), per_device_train_batch_size=size, max_grad_norm=0.0, shuffle_dataset=False,
+            entropy_coef=0.5, **all_steps(2),
         )  # fmt: skip
         gradients = Gradients(trainer)
         trainer.train()
-        found.append(gradients)
-    for one, other in ((found[0].policy[0], found[1].policy[0]), (found[0].critic[0], found[1].critic[0])):
+        runs.append((trainer, gradients))
+    (four, first), (eight, second) = runs
+    for one, other in zip(first.policy + first.critic, second.policy + second.critic, strict=True):
         for name, value in one.items():
-            torch.testing.assert_close(value, other[name], atol=2e-6, rtol=1e-3)
+            torch.testing.assert_close(value, other[name], atol=5e-6, rtol=2e-3)
+    assert logged(four, "clip_ratio/region_mean")[1] > 0.1
+    for name in ("loss", "entropy", "clip_ratio/region_mean", "ratio", "value/loss", "approx_kl"):
+        assert logged(four, name) == pytest.approx(logged(eight, name), rel=1e-3, abs=1e-6), name
 
 
 # --- updates -------------------------------------------------------------------------------------------------------
@@ -433,6 +493,64 @@ def test_approximate_kl_and_ratio_leave_out_masked_tokens(make_ppo):
         assert one == pytest.approx(other, rel=1e-2)
 
 
+def test_a_batch_without_trained_tokens_counts_in_no_mean(make_ppo):
+    trainer = make_ppo(
+        rollout=lambda prompts, trainer: {
+            "prompt_ids": trainer.processing_class(prompts)["input_ids"], "logprobs": None,
+            "completion_ids": [[7, 8, 1] if row % 2 else [7, 8, 9] for row in range(len(prompts))],
+        },
+        mask_truncated_completions=True, per_device_train_batch_size=1, gradient_accumulation_steps=8, max_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    assert logged(trainer, "ratio") == [pytest.approx(1, abs=1e-5)]
+    assert logged(trainer, "value/loss") == [pytest.approx(0.5)]  # three low tokens are worth 1, and all values are 0
+
+
+def test_the_two_estimates_of_kl_are_those_of_the_golden_vectors(make_ppo, monkeypatch):
+    """k1 towards the reference as a reward, k3 towards the sampling policy as the drift."""
+    ones, now, then = torch.ones(1, 3), torch.tensor([[-1.0, -2.0, -0.5]]), torch.tensor([[-1.2, -1.5, -0.5]])
+    batch = {"completion_ids": ones.long(), "completion_mask": ones, "ref_per_token_logps": then}
+    trainer = make_ppo()
+    trainer.model.train()
+    trainer.beta, trainer._rewards_per_func = 1.0, torch.zeros(1, 1)
+    trainer._logs["advantages"].append(0.0)
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda self, inputs: (
+        self._passes.append((now, torch.zeros(1, 3))) or batch))  # fmt: skip
+    batch = trainer._generate_and_score_completions([])
+    torch.testing.assert_close(batch["returns"], torch.tensor([[0.3, 0.5, 0.0]]))  # what is to come of -0.2, 0.5, 0
+    assert trainer._metrics["train"]["kl"] == [pytest.approx(-0.1)]
+    assert trainer._metrics["train"]["kl_per_completion"] == [pytest.approx(-0.3)]
+
+    values = torch.zeros(1, 3, requires_grad=True)
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, inputs: self._passes.append((then, values)))
+    trainer._compute_loss(trainer.model, batch)
+    assert trainer._drift.tolist() == pytest.approx([0.0187308 + 0.1487212, 3])
+
+
+def test_explained_variance_is_the_share_of_the_returns_that_the_values_know(make_ppo):
+    trainer = make_ppo()
+    returns, values = torch.tensor([[1.0, 2.0, 3.0, 50.0]]), torch.tensor([[1.0, 2.0, 2.0, 9.0]])
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    trainer._log_explained("train", returns - values, returns, mask)  # variances 2/9 and 2/3
+    trainer._log_explained("train", returns - values, torch.ones(1, 4), mask)
+    assert trainer._metrics["train"]["value/explained_variance"] == [pytest.approx(2 / 3)]
+
+
+def test_an_error_in_a_pass_leaves_nothing_that_listens(make_ppo):
+    trainer = make_ppo()
+    whole = trainer.model.forward
+
+    def fail(*args, labels=None, **inputs):
+        if labels is not None:
+            raise RuntimeError("out of memory")
+        return whole(*args, **inputs)
+
+    trainer.model.forward = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.train()
+    assert trainer._heard is None and trainer.num_iterations == 1
+
+
 def test_evaluation_changes_nothing_and_has_its_own_numbers(make_ppo):
     trainer = make_ppo(beta=0.05, scale_scores=True, kl_target=1.0, eval_rows=6, per_device_eval_batch_size=3,
                        eval_strategy="steps", eval_steps=1, num_iterations=2, target_kl=1e-9, max_steps=2)  # fmt: skip
@@ -446,6 +564,14 @@ def test_evaluation_changes_nothing_and_has_its_own_numbers(make_ppo):
     assert found["eval_ratio"] == pytest.approx(1, abs=1e-5)
     assert {"eval_kl", "eval_value/loss", "eval_value/explained_variance", "eval_reward"} <= set(found)
     assert all(parameter.grad is None for parameter in trainer.critic.parameters())
+
+
+def test_the_table_of_completions_has_the_advantages_of_a_batch_larger_than_itself(make_ppo):
+    trainer = make_ppo(per_device_train_batch_size=4, per_device_eval_batch_size=6, eval_rows=6, eval_strategy="steps")
+    trainer.model.eval()
+    batch = trainer._generate_and_score_completions([{"prompt": row["source"] + " =>"} for row in make_rows(6)])
+    means = batch["advantages"].sum(1) / batch["tool_mask"].sum(1)
+    assert list(trainer._logs["advantages"]) == pytest.approx(means[2:].tolist())
 
 
 def test_a_person_can_watch_it(make_ppo):
@@ -529,3 +655,34 @@ def test_four_bits_with_an_adapter(make_ppo, lora, tiny_model_folder, critic):
     assert changed and all("lora" in name for name in changed)
     assert differing(values, trainer.critic) == set(trainer.critic.trained())
     assert logged(trainer, "kl")[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_completions_of_vllm_are_corrected_for_what_its_sampler_thought(make_ppo):
+    """All but vLLM itself: TRL's path with the sampler's log-probabilities, here 0.5 above the policy's own."""
+    from types import SimpleNamespace
+
+    def rollout(prompts, trainer):
+        out = scripted()(prompts, trainer)
+        out["logprobs"] = []
+        for prompt, completion in zip(out["prompt_ids"], out["completion_ids"], strict=True):
+            ids, size = torch.tensor([prompt + completion]), len(completion)
+            logps = trainer.model(ids, labels=ids, fused_lm_head=True).log_probs[0, -size:]
+            out["logprobs"].append((logps + 0.5).tolist())
+        return out
+
+    runs = []
+    for sampler in (False, True):
+        trainer = make_ppo(rollout=rollout if sampler else scripted(), max_grad_norm=0.0, optim="sgd",
+                           vllm_importance_sampling_mode="token_truncate", beta=0.05, max_steps=1)  # fmt: skip
+        trainer.use_vllm = sampler
+        trainer._last_loaded_step, trainer.vllm_generation = -1, SimpleNamespace(sync_weights=lambda: None)
+        gradients = Gradients(trainer)
+        trainer.train()
+        runs.append((trainer, gradients))
+    (plain, expected), (vllm, found) = runs
+    assert logged(vllm, "ratio") == [pytest.approx(1, abs=1e-4)]
+    assert logged(vllm, "sampling/sampling_logp_difference/mean") == [pytest.approx(0.5, abs=1e-4)]
+    for name, value in expected.policy[0].items():
+        torch.testing.assert_close(found.policy[0][name], math.exp(-0.5) * value, atol=2e-6, rtol=1e-3)
+    for name, value in expected.critic[0].items():
+        torch.testing.assert_close(found.critic[0][name], value, atol=2e-6, rtol=1e-3)

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
-from ppo_fixture import logged, weights_of
+from ppo_fixture import differing, logged, weights_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -44,6 +44,27 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_ppo, lora, adapter, critic,
     assert whole.beta == resumed.beta != 0.05
     assert torch.equal(whole._counted_scores, resumed._counted_scores) and whole._counted_scores[0] == 24
     assert 0 < sum(logged(whole, "updates_left_out")) < 12
+
+
+def test_a_run_resumed_in_its_second_epoch_sees_the_prompts_it_would_have_seen(make_ppo, tmp_path):
+    """Four roll-outs of two steps are an epoch: one run goes on from its end, and one from the middle of the next."""
+    settings = {"num_iterations": 2, "save_strategy": "steps", "save_steps": 4, "max_steps": 16}
+    whole = make_ppo(**settings)
+    whole.train()
+    for step in (8, 12):
+        resumed = make_ppo(**settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+        assert logged(whole, "reward") == logged(resumed, "reward")
+        assert differing(weights_of(whole.model), resumed.model) == set()
+
+
+def test_resuming_within_a_rollout_is_said_to_be_inexact(make_ppo, tmp_path):
+    make_ppo(num_iterations=4, save_strategy="steps", save_steps=4, max_steps=6).train()
+    with pytest.warns(UserWarning, match="checkpoint-6 was saved within a roll-out of 4 optimiser steps"):
+        make_ppo(num_iterations=4, max_steps=7).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        make_ppo(num_iterations=4, max_steps=5).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
 
 
 def test_saving_within_a_rollout_is_moved_to_its_end(make_ppo, tmp_path):
