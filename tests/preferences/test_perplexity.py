@@ -134,36 +134,41 @@ def test_a_template_without_the_end_token_is_refused(tokenizer):
         answer_ids(other, [{"role": "user", "content": "a"}], "b", ended=False)
 
 
-def small_tokenizer(pieces, **settings):
-    """A tokenizer of whole pieces, longest first."""
+BARE = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
+
+
+def small_tokenizer(*pieces, normalizer=None):
+    """A tokenizer of these pieces, of which the first that fits is taken; `<s>` begins a text, but not a chat."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {piece: number for number, piece in enumerate(["<pad>", "<eos>", "<s>", *pieces])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(pieces)), "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", **settings)
+    inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    if normalizer is not None:
+        inner.normalizer = normalizer
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", chat_template=BARE)
 
 
-def test_a_token_across_the_seam_is_none_that_the_model_would_see(tokenizer):
-    small = small_tokenizer(["ab", "a", "b"])
-    assert small("ab")["input_ids"] == [3]
+def test_a_token_across_the_seam_is_none_that_the_model_would_see():
+    small = small_tokenizer("a ", "a", " b", "b")
+    assert small("a b")["input_ids"] == [2, 3, 6]
+    assert answer_ids(small, "a", "b") == ([2, 4], [5, 1])
     chat = [{"role": "user", "content": "a"}]
-    small.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
-    )
-    assert answer_ids(small, chat, "b") == ([4], [5, 1])
-    assert answer_ids(small, chat, "ab") == ([4], [3, 1])
+    assert answer_ids(small, chat, " b") == ([4], [5, 1])
+    assert answer_ids(small, chat, "b") == ([4], [6, 1])
 
 
-def test_the_prompt_begins_as_the_tokenizer_lets_texts_begin():
-    from tokenizers.processors import TemplateProcessing
+def test_an_answer_does_not_begin_as_a_text_of_its_own_does():
+    from tokenizers import normalizers
 
-    small = small_tokenizer(["ab", "a", " a", "b"])
-    small.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
-    assert answer_ids(small, "b", "a") == ([2, 6], [5, 1])
-    # after " " the answer "a" would be one token with it
-    assert answer_ids(small, "ab", " a") == ([2, 3], [5, 1])
+    spaced = normalizers.Sequence([normalizers.Prepend("_"), normalizers.Replace(" ", "_")])
+    small = small_tokenizer("_a", "_b", "_", normalizer=spaced)
+    assert small(" b")["input_ids"] == [2, 5, 4]
+    assert answer_ids(small, "a", "b") == ([2, 3], [4, 1])
+    assert answer_ids(small, [{"role": "user", "content": "a"}], " b") == ([3], [4, 1])
 
 
 # --- perplexity ----------------------------------------------------------------------------------------------------
@@ -351,16 +356,13 @@ def counting(model):
 
 
 def test_measured_pairs_are_those_of_their_answers(counting, tokenizer, tmp_path):
-    told = []
-    chosen, rejected = measured(
-        counting,
-        tokenizer,
-        PAIRS,
-        tmp_path / "new" / "file",
-        name="a",
-        batch_size=3,
-        on_batch=lambda *n: told.append(n),
-    )
+    told, file = [], tmp_path / "new" / "file"
+
+    def tell(done, total):
+        assert len(file.read_text().splitlines()) == 2 + len(told), "a crash would lose a batch"
+        told.append((done, total))
+
+    chosen, rejected = measured(counting, tokenizer, PAIRS, file, name="a", batch_size=3, on_batch=tell)
     assert told == [(3, 8), (6, 8), (8, 8)]
     assert counting.loaded == 1 and counting.seen() == 16
     expected = perplexities(counting.model, tokenizer, PROMPTS, ANSWERS, ended=ENDED)
