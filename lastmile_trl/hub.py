@@ -5,15 +5,17 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from .data import completion
 from .errors import InputError, RunError
-from .recipe import max_new_tokens
+from .recipe import IN_ONE_PROCESS, max_new_tokens
+from .rewards.model import check_is_reward_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +35,8 @@ METHODS = {
     "grpo": "reinforcement learning (GRPO)",
     "rloo": "reinforcement learning (RLOO)",
     "ppo": "reinforcement learning (PPO)",
+    "dpo": "direct preference optimisation (DPO)",
+    "reward": "learning to tell better answers from worse",
 }
 SECRETS = {"token", "hub_token", "push_to_hub_token", "use_auth_token", "api_key", "password", "secret"}
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
@@ -47,7 +51,9 @@ def card(run: Path, *, repo: str | None = None) -> str:
     import jinja2
 
     recipe, environment, evaluation = _recipe(run), _json(run / "environment.json"), _evaluation(run)
-    starts = _starts(run)
+    starts, prompt = _starts(run), recipe["data"].get("prompt")
+    stages = _stages(run)
+    data = _data(stages[0])
     base = _hub_id(starts[-1], run) if starts else None
     adapter = _json(run / "adapter_config.json")
     templates = jinja2.Environment(
@@ -60,71 +66,121 @@ def card(run: Path, *, repo: str | None = None) -> str:
     )
     templates.filters |= {"fenced": _fenced, "cell": _cell}
     return templates.get_template("card.md.jinja").render(
-        metadata=_metadata(run, repo, recipe, base, evaluation),
+        metadata=_metadata(run, repo, recipe, base, evaluation, data),
         repo=repo or run.resolve().name,
         method=METHODS.get(recipe["method"], recipe["method"].upper()),
+        scores=recipe["method"] == "reward",
         starts=[_portable(start) for start in starts],
         base=base,
         adapter=bool(adapter),
         adapter_base=_hub_id(adapter["base_model_name_or_path"], run) if adapter else None,
         merged=bool(recipe.get("model", {}).get("use_peft") and not adapter),
-        data={"name": None, "split": "train", "references": "references", "prompt": None} | recipe["data"],
-        data_id=_data_id(recipe["data"]["path"], run),
+        data=data,
+        prompt=prompt,
+        messages=_yaml(recipe["data"].get("messages")),
+        answer=completion(prompt or "", "..."),
+        pairs=_pairs(stages),
         rewards=_rewards(recipe),
-        evaluation=_evaluation_table(evaluation),
+        evaluation=_evaluation_table(recipe, evaluation),
         max_new_tokens=max_new_tokens(recipe),
         recipe=_yaml(recipe),
-        messages=_yaml(recipe["data"].get("messages")),
         environment=environment,
     )
 
 
-def _metadata(run: Path, repo: str | None, recipe: dict, base: str | None, evaluation: dict) -> str:
-    from huggingface_hub import ModelCardData
+def _metadata(run: Path, repo: str | None, recipe: dict, base: str | None, evaluation: dict, data: dict) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
 
-    data_id = _data_id(recipe["data"]["path"], run)
-    results = _eval_results(run, recipe, evaluation, data_id)
+    scores = recipe["method"] == "reward"
+    task = "text-classification" if scores else "text-generation"
+    measured = _accuracies(evaluation) if scores else _greedy(run, evaluation)
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=data["id"] or "local",
+            dataset_name=data["id"] or data["path"],
+            dataset_config=data["name"],
+            dataset_split=data["eval_split"] or data["split"],
+            metric_type="accuracy" if scores else name,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for name, value in measured.items()
+    ]
     return ModelCardData(
         base_model=base,
-        datasets=[data_id] if data_id else None,
+        datasets=[data["id"]] if data["id"] else None,
         library_name="peft" if (run / "adapter_config.json").is_file() else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=["lastmile-trl", "trl", recipe["method"]],
         model_name=(repo or run.resolve().name).split("/")[-1] if results else None,
         eval_results=results or None,
     ).to_yaml()
 
 
-def _eval_results(run: Path, recipe: dict, evaluation: dict, data_id: str | None) -> list:
+def _greedy(run: Path, evaluation: dict) -> dict[str, float]:
     """What this run's greedy outputs measured, as they are, without post-processing."""
-    from huggingface_hub import EvalResult
-
-    data, results = recipe["data"], evaluation.get("results", [])
+    results = evaluation.get("results", [])
     names = [entry["run"] for entry in results]
     own = run.resolve().name
     name = own if own in names or not names else names[-1]  # a comparison puts the run it is about last
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=data_id or "local",
-            dataset_name=data_id or _portable(data["path"]),
-            dataset_config=data.get("name"),
-            dataset_split=data.get("eval_split") or data.get("split"),
-            metric_type=metric,
-            metric_name=metric,
-            metric_value=round(measured["mean"], 4),
-        )
+    return {
+        metric: measured["mean"]
         for entry in results
         if entry["run"] == name and entry["decoding"] == "greedy" and not entry["postprocessed"]
         for metric, measured in entry["metrics"].items()
         if measured is not None
-    ]
+    }
 
 
-def _evaluation_table(evaluation: dict) -> str | None:
-    from .evaluation.comparison import markdown
+def _accuracies(evaluation: dict) -> dict[str, float]:
+    """How many held-out pairs a reward model ranks right: of all, and by category."""
+    if not evaluation:
+        return {}
+    categories = {f"accuracy, {name}": group for name, group in evaluation["categories"].items()}
+    return {name: group["accuracy"]["mean"] for name, group in {"accuracy": evaluation["all"], **categories}.items()}
 
+
+def _evaluation_table(recipe: dict, evaluation: dict) -> str | None:
+    from .evaluation import acceptance, comparison
+
+    markdown = acceptance.markdown if recipe["method"] == "reward" else comparison.markdown
     return markdown(evaluation) if evaluation else None
+
+
+def _pairs(stages: list[Path]) -> list[str]:
+    """Where the pairs of a better and a worse answer come from, a phrase each; none without pairs."""
+    said = []
+    for stage in stages:
+        recipe, model = _recipe(stage), f"`{_portable(_start(stage))}`"
+        asked = recipe.get("preferences", {})
+        if asked.get("chosen") and stage is stages[0]:  # else they are those of the stage before
+            said.append(f"better answers in `{asked['chosen']}`, worse ones in `{asked['rejected']}`")
+        if negatives := asked.get("negatives"):
+            made = ", ".join(_per_row(category, value) for category, value in negatives.items())
+            said.append(f"references against bad answers made of them, for each row {made}")
+        if (samples := asked.get("samples")) is not None:
+            ranked = ", ".join(f"{reward['name']} ({reward['weight']})" for reward in _rewards(recipe))
+            said.append(f"samples of {model} ({_shown(samples) or 'defaults'}), ranked by {ranked}")
+        if (settings := asked.get("filter")) is not None:
+            kept = _json(stage / "pairs.json").get("filter", {}).get("all")
+            counted = f": {kept['kept']} of {kept['pairs']}" if kept else ""
+            how = f"by perplexity ({_shown(settings) or 'defaults'}){counted}"
+            said.append(f"only those whose answers {model} might have given itself, {how}")
+    return said
+
+
+def _per_row(category: str, value: Any) -> str:
+    """How many of a category.
+
+    >>> _per_row("shuffled", 2), _per_row("model_sample", {"per_row": 1, "quantile": 0.5})
+    ('2 shuffled', '1 model_sample (quantile=0.5)')
+    """
+    if not isinstance(value, dict):
+        return f"{value} {category}"
+    arguments = dict(value)
+    number, shown = arguments.pop("per_row", 1), _shown(arguments)
+    return f"{number} {category}" + (f" ({shown})" if shown else "")
 
 
 def _rewards(recipe: dict) -> list[dict[str, Any]]:
@@ -133,9 +189,12 @@ def _rewards(recipe: dict) -> list[dict[str, Any]]:
         kind, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         arguments = dict(arguments or {})
         weight, name = arguments.pop("weight", 1.0), arguments.pop("name", kind)
-        shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
-        rewards.append({"name": name, "kind": kind, "weight": weight, "arguments": shown})
+        rewards.append({"name": name, "kind": kind, "weight": weight, "arguments": _shown(arguments)})
     return rewards
+
+
+def _shown(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in arguments.items())
 
 
 def _fenced(text: str, language: str = "") -> str:
@@ -254,8 +313,21 @@ def _hub_id(name: str, run: Path) -> str | None:
     return None if any((root / Path(name).parts[0]).exists() for root in _roots(run)) else name
 
 
-def _data_id(path: str, run: Path) -> str | None:
-    return None if path.endswith(DATA_FILES) else _hub_id(path, run)
+def _stages(run: Path) -> list[Path]:
+    """The run, and before it the stages of `method: pairs` that made its rows, the first one first."""
+    stages = [run]
+    while (made := _folder(_recipe_value(stages[0], "data.path"), stages[0])) and made not in stages:
+        if _recipe_value(made, "method") != "pairs":
+            break
+        stages.insert(0, made)
+    return stages
+
+
+def _data(run: Path) -> dict[str, Any]:
+    """The data section of a run, with the `id` of its data set on the Hub, if it is there."""
+    path = _recipe_value(run, "data.path")
+    found = {"id": None if path.endswith(DATA_FILES) else _hub_id(path, run)}
+    return dict.fromkeys(("name", "split", "eval_split", "references")) | _recipe(run)["data"] | found
 
 
 # --- merging -------------------------------------------------------------------------------------------------------
@@ -290,10 +362,16 @@ def merge(run: Path, dest: Path) -> Path:
 
 def _load_base(run: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """The base model of an adapter in its own precision, and the tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     adapter = _json(run / "adapter_config.json")
-    name = adapter["base_model_name_or_path"]
+    name, kind, more, quietly = adapter["base_model_name_or_path"], AutoModelForCausalLM, {}, nullcontext
+    scores = adapter.get("task_type") == "SEQ_CLS"
+    if scores:
+        from trl.trainer.reward_trainer import suppress_seqcls_warning as quietly  # the head comes with the adapter
+
+        check_is_reward_model(str(run))
+        kind, more = AutoModelForSequenceClassification, {"num_labels": 1}
     folder = _folder(name, run)
     recipe = _recipe(run) if (run / "recipe.yaml").is_file() else {}
     settings = {
@@ -303,7 +381,8 @@ def _load_base(run: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     try:
         if getattr(AutoConfig.from_pretrained(folder or name, **settings), "quantization_config", None):
             raise InputError(f"{name}, the base of {run}, is stored quantised: adapters merge into full weights only.")
-        base = AutoModelForCausalLM.from_pretrained(folder or name, dtype="auto", **settings)
+        with quietly():
+            base = kind.from_pretrained(folder or name, dtype="auto", **settings, **more)
         own = (run / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(run if own else folder or name, **({} if own else settings))
     except (OSError, ValueError) as error:
@@ -313,16 +392,21 @@ def _load_base(run: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         ) from error
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(len(tokenizer))  # as training did when tokens were added
+    if scores:
+        base.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # the score stands before the padding
     return base, tokenizer
 
 
 def _probe(model: Any) -> "Tensor":
-    """Logits of a short text: 16 tokens from all over the vocabulary."""
+    """Logits of a short text: 16 tokens from all over the vocabulary. Of one score, those of its 16 beginnings."""
     import torch
 
-    tokens = torch.linspace(0, model.get_input_embeddings().weight.shape[0] - 1, 16).long()
+    tokens = torch.linspace(0, model.get_input_embeddings().weight.shape[0] - 1, 16).long().to(model.device)
     with torch.inference_mode():
-        return model(input_ids=tokens[None].to(model.device)).logits
+        logits = model(input_ids=tokens[None]).logits
+        if logits.dim() == 3:
+            return logits
+        return torch.cat([model(input_ids=tokens[None, :end]).logits for end in range(1, 17)])
 
 
 def _check_equal(logits: "Tensor", expected: "Tensor", run: Path) -> None:
@@ -358,6 +442,8 @@ def push(
 
     Pushing the same again makes no commit. Files of an earlier push that this one does not have are removed.
     """
+    if (method := _recipe_value(run, "method")) in IN_ONE_PROCESS:
+        raise InputError(f"{run} holds no model, as `method: {method}` trains none: push a run that does.")
     flags = {"--merge": merge, "--public": not private, "--create-pr": create_pr}
     command = ["lastmile", "push", str(run), repo, *(flag for flag, given in flags.items() if given)]
     again = shlex.join([*command, *(["--revision", revision] if revision else [])])

@@ -1,7 +1,10 @@
 """Cards, merging, and pushes through the real Hub client to a hub on this machine."""
 
+import contextlib
 import hashlib
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import yaml
 
 from lastmile_trl import hub
 from lastmile_trl.errors import InputError, RunError
+from lastmile_trl.evaluation.acceptance import Sample, Scored, acceptance, markdown
+from lastmile_trl.rewards.model import Model
 
 from .fakehub import FakeHub, User
 
@@ -17,6 +22,7 @@ TOKEN = "hf_" + "Alice0" * 6
 READER = "hf_" + "Reader" * 6
 STRANGER = "hf_" + "Carol0" * 6
 BASE = "alice/tiny"
+TASKS = ["CAUSAL_LM", "SEQ_CLS"]
 RECIPE = {
     "method": "grpo",
     "model": {"model_name_or_path": BASE, "use_peft": True},
@@ -61,6 +67,24 @@ EVALUATION = {
     "examples": [{"prompt": "the diary of a user", "references": [], "outputs": []}],
 }
 
+REWARD = {key: RECIPE[key] for key in ("model", "data")} | {
+    "method": "reward",
+    "preferences": {"negatives": {"shuffled": 2, "model_sample": {"per_row": 1, "quantile": 0.5}}},
+    "training": {"output_dir": "runs/reward"},
+}
+
+
+def judged(**require) -> dict:
+    """Three of four pairs ranked right, one in two of a category whose name is as odd as a row may hold."""
+    margins = {"shuffled": [2.0, 4.0], "odd\n|one": [1.0, -3.0]}
+    pairs = [
+        Scored(category, margin, 0.0, 3, 3, "the diary of a user", f"chosen {margin}", "the diary rejected")
+        for category, of_category in margins.items()
+        for margin in of_category
+    ]
+    sample = Sample("sft", "greedy", "the diary of a user", "the diary told", 1.5, 1.0, 3, 3, 0.25)
+    return acceptance(pairs, [sample], metric="rouge/rougeL", require=require)
+
 
 def write_run(folder: Path, recipe: dict = RECIPE, start: str | None = None, **changes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +98,10 @@ def write_adapter_config(folder: Path, base: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     return folder
+
+
+def change_json(file: Path, **values) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def metadata(card: str) -> dict:
@@ -205,6 +233,123 @@ def test_card_keeps_a_prompt_with_a_code_fence_in_its_block(tmp_path):
     assert "````text\n```\n{note}\n```\n````\n" in hub.card(write_run(tmp_path / "run", data=data))
 
 
+def test_card_of_a_reward_model(tmp_path):
+    run = write_run(tmp_path / "run", REWARD)
+    (run / "evaluation.json").write_text(json.dumps(judged(accuracy=0.9)))
+    card = hub.card(run, repo="me/judge")
+    assert "diary" not in card
+    [measured] = metadata(card).pop("model-index")[0]["results"]
+    assert metadata(card)["pipeline_tag"] == measured["task"]["type"] == "text-classification"
+    assert metadata(card)["tags"] == ["lastmile-trl", "trl", "reward"]
+    assert measured["metrics"] == [
+        {"type": "accuracy", "name": "accuracy", "value": 0.75},
+        {"type": "accuracy", "name": "accuracy, shuffled", "value": 1.0},
+        {"type": "accuracy", "name": "accuracy, odd\n|one", "value": 0.5},
+    ]
+    assert (
+        "A reward model, trained with LoRA by learning to tell better answers from worse and merged into plain "
+        "weights, with lastmile_trl. It reads a prompt with an answer and gives one number"
+    ) in card
+    for line in (
+        "- **Pairs:** references against bad answers made of them, for each row 2 shuffled, 1 model_sample "
+        "(quantile=0.5)",
+        "- **Method:** learning to tell better answers from worse",
+        "Not fit to reward: 1 requirement is not met.",
+        'model = AutoModelForSequenceClassification.from_pretrained("me/judge")',
+        'answered = tokenizer(" ...", add_special_tokens=False)  # the answer to score, after a space',
+        "  - model: {model: me/judge}",
+    ):
+        assert line in card.splitlines(), line
+    assert "generate" not in card and "AutoModelForCausalLM" not in card
+
+
+def test_the_acceptance_report_in_markdown():
+    said = markdown(judged(accuracy=0.9, samples=0.5))
+    wilson = "[0.095, 0.905]"  # of one in two: 0.5 ± z sqrt(1/8 + z²/16) / (1 + z²/2)
+    assert said.splitlines()[:13] == [
+        "Not fit to reward: 2 requirements are not met.",
+        "",
+        "- Accuracy on odd |one is 0.500 (1 of 2 pairs), below the 0.9 required.",
+        "- Accuracy on the real samples of sft, greedy, is 0.000 (0 of 1 rows), below the 0.5 required.",
+        "",
+        "| held-out pairs | rows | accuracy | required | margin |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| shuffled | 2 | 1.000 [0.342, 1.000] | 0.9 | +3.00 |",
+        f"| odd &#124;one | 2 | 0.500 {wilson} | 0.9 | −1.00 |",
+        "| all | 4 | 0.750 [0.301, 0.954] | – | +1.00 |",
+        "",
+        "| reference v. sample | rows | accuracy | required | margin |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    assert "The expected calibration error is 0." in said
+    assert "sft, greedy: the mean score lies at 1.50 between" in said
+    assert "diary" not in said
+    assert "Fit to reward: everything required is met.\n\n| held-out pairs" in markdown(judged(accuracy=0.5))
+
+
+COLUMNS = {"chosen": "good", "rejected": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"preferences": COLUMNS}, "better answers in `good`, worse ones in `bad`"),
+        (
+            {"preferences": COLUMNS | {"negatives": {"copied": 0.5}}},
+            "better answers in `good`, worse ones in `bad`; references against bad answers made of them, for each row "
+            "0.5 copied",
+        ),
+        (
+            {"method": "pairs", "preferences": {"samples": {"per_prompt": 8}}},
+            "samples of `alice/tiny` (per_prompt=8), ranked by rouge (0.7), length (1.0), kind (2)",
+        ),
+        (
+            {"method": "pairs", "preferences": COLUMNS | {"filter": {}}},
+            "better answers in `good`, worse ones in `bad`; only those whose answers `alice/tiny` might have given "
+            "itself, by perplexity (defaults)",
+        ),
+    ],
+)
+def test_card_says_where_the_pairs_come_from(tmp_path, changes, said):
+    card = hub.card(write_run(tmp_path / "run", **({"method": "dpo"} | changes)))
+    assert f"- **Pairs:** {said}" in card.splitlines()
+
+
+def test_card_tells_pairs_of_earlier_stages(tmp_path, tmp_path_factory):
+    made = {"samples": {}, "negatives": {"model_sample": 1}}
+    write_run(tmp_path / "runs" / "pairs", method="pairs", preferences=made, training={"output_dir": "runs/pairs"})
+    ready = {"path": str(tmp_path / "runs" / "pairs"), "prompt": "{note}"}
+    filtered = {"chosen": "chosen", "rejected": "rejected", "filter": {"keep": "chosen"}}
+    first = write_run(tmp_path / "runs" / "filtered", method="pairs", data=ready, preferences=filtered)
+    (first / "pairs.json").write_text(json.dumps({"filter": {"all": {"kept": 30, "pairs": 32}}, "examples": ["diary"]}))
+    data = {"path": "runs/filtered", "prompt": "{note}", "split": "other", "eval_split": "validation"}
+    columns = {"chosen": "chosen", "rejected": "rejected"}
+    run = write_run(tmp_path / "runs" / "dpo", method="dpo", data=data, preferences=columns,
+                    training={"output_dir": "runs/dpo"})  # fmt: skip
+    card = hub.card(run)
+    for line in (
+        "A language model, trained with LoRA by direct preference optimisation (DPO) and merged into plain weights, "
+        "with lastmile_trl.",
+        "- **Data:** [acme/notes](https://huggingface.co/datasets/acme/notes), split `train`, references in `summary`",
+        "- **Pairs:** references against bad answers made of them, for each row 1 model_sample; samples of "
+        "`alice/tiny` (defaults), ranked by rouge (0.7), length (1.0), kind (2); only those whose answers "
+        "`alice/tiny` might have given itself, by perplexity (keep=chosen): 30 of 32",
+        "- **Method:** direct preference optimisation (DPO)",
+        "{note}",
+    ):
+        assert line in card.splitlines(), line
+    assert metadata(card)["datasets"] == ["acme/notes"] and "diary" not in card
+    # Elsewhere, without the stages before it, the card tells what the run itself knows.
+    alone = hub.card(shutil.copytree(run, tmp_path_factory.mktemp("alone") / "runs" / "dpo"))
+    assert "- **Data:** local, `runs/filtered`, split `other`, references in `references`" in alone.splitlines()
+    assert "- **Pairs:** better answers in `chosen`, worse ones in `rejected`" in alone.splitlines()
+
+
+def test_a_local_folder_is_no_data_set_of_the_hub(tmp_path):
+    card = hub.card(write_run(tmp_path / "run", data=RECIPE["data"] | {"path": str(tmp_path / "notes")}))
+    assert "datasets" not in metadata(card) and "- **Data:** local, `notes`, split" in card
+
+
 def test_card_of_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(InputError, match="is not a run folder: it has no recipe.yaml"):
         hub.card(tmp_path)
@@ -213,24 +358,33 @@ def test_card_of_a_folder_that_is_no_run(tmp_path):
 # --- models --------------------------------------------------------------------------------------------------------
 
 
-def build_adapter(run: Path, base: Path, base_name: str, **loading) -> Path:
+def build_adapter(run: Path, base: Path, base_name: str, task: str = "CAUSAL_LM", **loading) -> Path:
     """A LoRA that starts from random weights, so that it changes what the base computes, and is trained for a step."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **loading)
+    model = load(base, task, **loading)
     torch.manual_seed(0)
-    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    if task == "SEQ_CLS":
+        torch.nn.init.normal_(model.score.weight, std=0.3)  # large enough to tell texts and adapters apart
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type=task)
     model = get_peft_model(model, lora)
     tokens = torch.tensor([[3, 4, 5, 6]])
-    model(input_ids=tokens, labels=tokens).loss.backward()
+    model(input_ids=tokens, labels=tokens if task == "CAUSAL_LM" else torch.ones(1)).loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     model.peft_config["default"].base_model_name_or_path = base_name
     model.save_pretrained(run)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(base / name, run)
     return run
+
+
+def load(folder: Path, task: str = "CAUSAL_LM", **loading):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if task == "CAUSAL_LM":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **loading)
+    return AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", num_labels=1, **loading)
 
 
 def logits(model) -> list[float]:
@@ -240,17 +394,14 @@ def logits(model) -> list[float]:
         return model.eval()(input_ids=torch.tensor([[3, 4, 5, 6]])).logits.float().flatten().tolist()
 
 
-def adapted_logits(base: Path, run: Path) -> list[float]:
+def adapted_logits(base: Path, run: Path, task: str = "CAUSAL_LM") -> list[float]:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    return logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), run))
+    return logits(PeftModel.from_pretrained(load(base, task), run))
 
 
-def plain_logits(folder: Path) -> list[float]:
-    from transformers import AutoModelForCausalLM
-
-    return logits(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"))
+def plain_logits(folder: Path, task: str = "CAUSAL_LM") -> list[float]:
+    return logits(load(folder, task))
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +421,8 @@ def adapter_run(adapter, tmp_path) -> Path:
     run = shutil.copytree(adapter, tmp_path / "run")
     for private in ("training_args.bin", "history.jsonl", "optimizer.pt", "critic.safetensors",
                     "checkpoint-5/adapter_model.safetensors", "completions/completions_5.parquet",
-                    "outputs/a.jsonl", "report.html"):  # fmt: skip
+                    "outputs/a.jsonl", "report.html", "pairs.json", "train.jsonl", "validation.jsonl",
+                    "perplexity.jsonl"):  # fmt: skip
         (run / private).parent.mkdir(exist_ok=True)
         (run / private).write_text(TOKEN)
     (run / "evaluation.json").write_text(json.dumps(EVALUATION))
@@ -280,28 +432,45 @@ def adapter_run(adapter, tmp_path) -> Path:
 # --- merging -------------------------------------------------------------------------------------------------------
 
 
-def test_merged_model_computes_what_base_and_adapter_compute(base, tmp_path):
-    run = build_adapter(write_run(tmp_path / "run"), base, str(base))
+@pytest.mark.parametrize("task", TASKS)
+def test_merged_model_computes_what_base_and_adapter_compute(base, tmp_path, task):
+    run = build_adapter(write_run(tmp_path / "run"), base, str(base), task)
     merged = hub.merge(run, tmp_path / "merged")
-    expected = adapted_logits(base, run)
-    assert plain_logits(merged) == pytest.approx(expected, abs=1e-4)
-    assert plain_logits(base) != pytest.approx(expected, abs=1e-1)
+    expected = adapted_logits(base, run, task)
+    assert plain_logits(merged, task) == pytest.approx(expected, abs=1e-4)
+    assert plain_logits(base, task) != pytest.approx(expected, abs=1e-1)
     assert (merged / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert not (merged / "adapter_config.json").exists()
     assert (merged / "README.md").read_text() == hub.card(merged)
 
 
-def test_merging_keeps_the_precision_of_the_base(base, tmp_path):
+@pytest.mark.parametrize("task", TASKS)
+def test_merging_keeps_the_precision_of_the_base(base, tmp_path, task):
     import torch
     from transformers import AutoModelForCausalLM
 
     half = shutil.copytree(base, tmp_path / "half")
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(half)
-    run = build_adapter(tmp_path / "run", half, str(half))
+    run = build_adapter(tmp_path / "run", half, str(half), task)
     merged = hub.merge(run, tmp_path / "merged")
     assert json.loads((merged / "config.json").read_text())["dtype"] == "bfloat16"
-    assert plain_logits(merged) == pytest.approx(adapted_logits(half, run), abs=0.1)
-    assert plain_logits(half) != pytest.approx(adapted_logits(half, run), abs=0.5)
+    assert plain_logits(merged, task) == pytest.approx(adapted_logits(half, run, task), rel=0.05, abs=0.1)
+    assert plain_logits(half, task) != pytest.approx(adapted_logits(half, run, task), abs=0.5)
+
+
+def test_a_merged_reward_model_scores_where_it_was_trained_to(base, tmp_path):
+    """Before the padding of the run, not of the base; and the half of its adapter that is the head is not lost."""
+    run = build_adapter(write_run(tmp_path / "run", REWARD), base, str(base), "SEQ_CLS")
+    change_json(run / "tokenizer_config.json", pad_token="<eos>")
+    merged = hub.merge(run, tmp_path / "merged")
+    config = json.loads((merged / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"] and config["pad_token_id"] == 1
+    expected = Model(str(run), centre=False)(["a cat", "a dog"], prompts=["Say:", "Say:"])
+    assert Model(str(merged), centre=False)(["a cat", "a dog"], prompts=["Say:", "Say:"]) == pytest.approx(expected)
+    assert expected[0] != pytest.approx(expected[1], abs=1e-2)
+    change_json(run / "adapter_config.json", modules_to_save=None)
+    with pytest.raises(InputError, match="came without its `score` head"):
+        hub.merge(run, tmp_path / "headless")
 
 
 @pytest.mark.parametrize("here", [".", "elsewhere"])
@@ -343,10 +512,11 @@ def test_merging_a_run_that_added_tokens(base, tmp_path):
     assert len(AutoTokenizer.from_pretrained(merged)) == len(tokenizer)
 
 
-def test_a_merge_that_changes_the_model_is_not_written(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("task", TASKS)
+def test_a_merge_that_changes_the_model_is_not_written(base, tmp_path, monkeypatch, task):
     from peft.tuners.lora.layer import Linear
 
-    run = build_adapter(write_run(tmp_path / "run"), base, str(base))
+    run = build_adapter(write_run(tmp_path / "run"), base, str(base), task)
     monkeypatch.setattr(Linear, "merge", lambda *_, **__: None)
     with pytest.raises(RunError, match=r"does not compute what base and adapter compute \(relative difference \d"):
         hub.merge(run, tmp_path / "merged")
@@ -619,6 +789,96 @@ def test_access_is_granted_and_faults_are_told_apart(server, faults):
     faults["GET", "/api/whoami-v2$"] = 503
     with pytest.raises(RunError, match=r"could not be asked whether you may push to new \(the Hub answered 503"):
         server.client(hub.check_access, "new", token=TOKEN)
+
+
+# --- reward models -------------------------------------------------------------------------------------------------
+
+CHAT = {"path": "acme/notes", "messages": [{"role": "user", "content": "{note}"}]}
+SAID = "the red cat sat", "a bird"
+
+
+def scored_as_the_card_says(repo: str) -> tuple[float, float]:
+    """A score by the code of the card of a repository, and one by the recipe in it."""
+    from lastmile_trl import rewards
+
+    card = (download(repo) / "README.md").read_text()
+    recipe = yaml.safe_load(re.search(r"```yaml\n(rewards:\n.*?)```", card, flags=re.DOTALL)[1])
+    [reward] = rewards.build(recipe["rewards"])
+    prompt, answer = SAID
+    if "apply_chat_template" in card:
+        prompt, answer = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": answer}]
+    [rewarded] = reward.function([answer], [prompt])
+    return run_code(card), rewarded
+
+
+def run_code(card: str) -> float:
+    """What the code of a card prints for a prompt and an answer in place of its dots."""
+    said = iter(SAID)
+    code = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1]
+    code = re.sub(r'"( ?)\.\.\."', lambda dots: repr(dots[1] + next(said)), code)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code, {})
+    return float(printed.getvalue())
+
+
+def score_by_hand(model, folder: Path, text: str) -> float:
+    import torch
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    with torch.inference_mode():
+        return model.eval()(input_ids=torch.tensor([ids])).logits.item()
+
+
+@pytest.mark.parametrize(
+    ("repo", "changes", "text"),
+    [
+        ("alice/judge", {}, "the red cat sat a bird<eos>"),
+        ("alice/chat-judge", {"data": CHAT}, "<|user|>the red cat sat<|assistant|>a bird<eos>"),
+    ],
+)
+def test_a_pushed_reward_model_scores_as_its_card_says(server, base, tmp_path, repo, changes, text):
+    model = load(base, "SEQ_CLS")
+    model.score.weight.data.normal_()
+    run = write_run(shutil.copytree(base, tmp_path / "run"), REWARD, start=BASE, **changes)
+    model.save_pretrained(run)
+    server.client(hub.push, run, repo, private=False, token=TOKEN)
+    expected = score_by_hand(model, run, text)
+    assert server.client(scored_as_the_card_says, repo, token=TOKEN) == pytest.approx((expected,) * 2)
+    assert expected != pytest.approx(score_by_hand(model, run, text.removesuffix("<eos>")), abs=1e-2)
+
+
+def test_a_pushed_reward_adapter_scores_as_its_card_says_merged_or_not(server, base, tmp_path):
+    from peft import PeftModel
+
+    run = build_adapter(write_run(tmp_path / "run", REWARD), base, BASE, "SEQ_CLS")
+    change_json(run / "tokenizer_config.json", pad_token="<eos>")  # so the end was never read in training
+    (run / "evaluation.json").write_text(json.dumps(judged()))
+    for private in ("pairs.json", "perplexity.jsonl", "train.jsonl", "validation.jsonl"):
+        (run / private).write_text("the diary of a user")
+    expected = score_by_hand(PeftModel.from_pretrained(load(base, "SEQ_CLS"), run), run, "the red cat sat a bird")
+    for repo, merge in (("alice/adapted-judge", False), ("alice/merged-judge", True)):
+        server.client(hub.push, run, repo, merge=merge, private=False, token=TOKEN)
+        assert server.client(scored_as_the_card_says, repo, token=TOKEN) == pytest.approx((expected,) * 2, rel=1e-4)
+        assert "adapter_config.json" in server.repos[repo].files() or merge
+        assert not [name for name, content in server.repos[repo].files().items() if b"diary" in content]
+        assert "categories" in json.loads(server.repos[repo].files()["evaluation.json"])
+    # On a base that is on this machine alone, the card says where to put it, and does not promise more.
+    local = shutil.copytree(run, tmp_path / "local" / "run")
+    change_json(local / "adapter_config.json", base_model_name_or_path=str(base))
+    card = hub.card(local)
+    assert "rewards:" not in card
+    code = card.replace("path/to/the/local/model", str(base)).replace('"run"', repr(str(local)))
+    assert run_code(code) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("method", ["pairs", "evaluate"])
+def test_a_stage_that_trains_no_model_is_not_pushed(tmp_path, method, merge):
+    run = write_run(tmp_path / "run", method=method, preferences=COLUMNS)
+    (run / "train.jsonl").write_text("{}")
+    with pytest.raises(InputError, match=f"run holds no model, as `method: {method}` trains none"):
+        hub.push(run, "alice/x", merge=merge)
 
 
 def test_a_run_without_a_model_is_not_pushed(server, tmp_path):

@@ -213,13 +213,13 @@ def table(result: Mapping[str, Any]) -> Table:
 def markdown(result: Mapping[str, Any]) -> str:
     """The verdict, what is not met, and the tables with a legend as Markdown, for a model card or a paper."""
     decimals = _decimals(result)
-    parts = [verdict(result), "\n".join(f"- {failure}" for failure in result["failures"])]
+    parts = [verdict(result), "\n".join(f"- {_one_line(failure)}" for failure in result["failures"])]
     for title, entries in _blocks(result).items():
         lines = [[title, "rows", "accuracy", "required", "margin"], ["---", *["---:"] * 4]]
         for entry in entries:
             accuracy, least = entry["accuracy"], entry["least"]
             lines.append([
-                " ".join(entry["name"].split()),
+                _one_line(entry["name"]),
                 str(accuracy["rows"]),
                 f"{accuracy['mean']:.3f} {_bounds(accuracy)}",
                 DASH if least is None else str(least),
@@ -477,6 +477,10 @@ def _position(entry: Mapping[str, Any]) -> str:
 
 def _coefficient(value: float | None) -> str:
     return DASH if value is None else report.number(value, 2, sign=True)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _bounds(share: Mapping[str, Any], decimals: int = 3) -> str:
