@@ -193,12 +193,21 @@ def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) 
         return
     training, sharded = recipe.training, distributed in ("DEEPSPEED", "FSDP")
     critic = training.get("critic", "shared")
-    if critic not in ("shared", "copy") and Path(critic) not in upcoming:
-        check_model(critic)
-    if sharded and (critic != "shared" or training.get("critic_detach") is False):
+    if critic not in ("shared", "copy") and Path(critic) not in upcoming and check_model(critic):
+        raise InputError(
+            f"training.critic: {critic!r} is an adapter, whose weights would stay frozen: make it a plain model with "
+            f"`lastmile merge {critic} DEST`, and name that."
+        )
+    apart = critic != "shared" or training.get("critic_detach") is False
+    if sharded and apart:
         raise InputError(
             f"training.critic: with {distributed} the policy is sharded, and only critic: shared with critic_detach: "
             "true works: change them, or use --accelerate multi_gpu."
+        )
+    if training.get("fp16") and (apart or training.get("target_kl") is not None or training.get("value_warmup_steps")):
+        raise InputError(
+            "training.fp16 scales gradients, which only critic: shared with critic_detach: true, without target_kl and "
+            "value_warmup_steps, stands: use bf16."
         )
     for key in ("target_kl", "value_warmup_steps"):
         if distributed == "DEEPSPEED" and training.get(key):

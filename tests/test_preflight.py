@@ -127,12 +127,23 @@ def test_something_must_be_measured_that_is_not_rewarded(recipe):
         ({"target_kl": 0.1}, "DEEPSPEED", "training.target_kl leaves optimiser steps out"),
         ({"value_warmup_steps": 2}, "DEEPSPEED", "training.value_warmup_steps leaves optimiser steps out"),
         ({"critic": "nowhere/model"}, "NO", "'nowhere/model'"),
+        ({"fp16": True, "target_kl": 0.1}, "NO", "training.fp16 scales gradients, which only critic: shared"),
+        ({"fp16": True, "critic": "copy"}, "MULTI_GPU", "training.fp16 scales gradients, which only critic: shared"),
     ],
 )
 def test_critics_that_do_not_work(recipe, training, distributed, message):
     pytest.importorskip("deepspeed") if distributed == "DEEPSPEED" else None
     assert message in problem(recipe("ppo", training=training), distributed=distributed)
     assert preflight.check(recipe("ppo")).problems == []
+
+
+def test_an_adapter_is_no_critic(recipe, tmp_path):
+    base = recipe().model["model_name_or_path"]
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    said = problem(recipe("ppo", training={"critic": str(tmp_path / "scores")}))
+    assert said.startswith(f"training.critic: {str(tmp_path / 'scores')!r} is an adapter, whose weights would stay")
+    assert preflight.check(recipe("ppo", training={"critic": base})).problems == []
 
 
 def test_a_metric_has_no_gate(recipe):
