@@ -35,11 +35,12 @@ _EXPECTED = "name the run folder of a `method: reward` stage, or any decoder wit
 
 
 class _Row(NamedTuple):
-    """An answer to a prompt, and whether it ended by itself."""
+    """An answer to a prompt, whether it ended by itself, and whether a model has generated it after this prompt."""
 
     prompt: str | list[dict[str, Any]] | None
     text: str
-    ended: bool
+    ended: bool = True
+    generated: bool = False
 
 
 class _State:
@@ -152,11 +153,8 @@ class Model:
         completion_ids = [None] * len(completions) if completion_ids is None else completion_ids
         ended = [self._ended(ids) for ids in completion_ids] if ended is None else ended
         rows = [
-            # What a model has generated follows the prompt as it is.
-            _Row(prompt, text if ids is not None else _following(prompt, text), end is not False)
-            for prompt, text, ids, end in zip(
-                prompts, map(completion_text, completions), completion_ids, ended, strict=True
-            )
+            _Row(prompt, completion_text(completion), end is not False, ids is not None)
+            for prompt, completion, ids, end in zip(prompts, completions, completion_ids, ended, strict=True)
         ]
         try:
             scores, mean = self._scores(rows), self._mean() if self.centre else 0.0
@@ -234,28 +232,34 @@ class _Deviation:
 def _sample(prompts: Sequence, references: Sequence) -> tuple[_Row, ...]:
     """The first references of some rows, the same ones in every process."""
     chosen = sorted(random.Random(0).sample(range(len(prompts)), min(CENTRED_ON, len(prompts))))
-    pairs = [(prompts[row], text) for row in chosen for text in reference_texts(references[row])[:1]]
-    return tuple(_Row(prompt, _following(prompt, text), True) for prompt, text in pairs)
-
-
-def _following(prompt: Any, text: str) -> str:
-    """A text that no model has generated, with the space that SFT teaches to follow a prompt that ends in a word."""
-    from lastmile_trl.data import completion
-
-    return text if not isinstance(prompt, str) or not text or text[0].isspace() else completion(prompt, text)
+    return tuple(_Row(prompts[row], text) for row in chosen for text in reference_texts(references[row])[:1])
 
 
 def _token_ids(model: str, rows: Sequence[_Row]) -> list[tuple[int, ...]]:
-    """Prompt, answer, end: each as generation sees it, in the reward model's own tokens."""
+    """Prompt, answer, end in the reward model's own tokens."""
     from lastmile_trl.models import prompt_ids
 
     tokenizer = _tokenizer(model, chat=not isinstance(rows[0].prompt, str))
     asked = prompt_ids(tokenizer, [row.prompt for row in rows])
     said = tokenizer([row.text for row in rows], add_special_tokens=False)["input_ids"]
     return [
-        (*before, *after, *([tokenizer.eos_token_id] if row.ended else []))
+        (*before, *_after(before, after, row, tokenizer), *([tokenizer.eos_token_id] if row.ended else []))
         for before, after, row in zip(asked, said, rows, strict=True)
     ]
+
+
+def _after(before: list[int], after: list[int], row: _Row, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens of an answer: as it was generated, or as training on pairs has it after its prompt."""
+    from lastmile_trl.data import completion
+
+    if row.generated or not isinstance(row.prompt, str):
+        return after
+    # A word is followed by a space, and a tokenizer may see the space otherwise at the start of a text.
+    text = completion(row.prompt, row.text) if row.text[:1].strip() else row.text
+    together = tokenizer(row.prompt + text)["input_ids"]
+    if together[: len(before)] == before:
+        return together[len(before) :]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @functools.lru_cache(maxsize=8)

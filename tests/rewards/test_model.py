@@ -125,6 +125,41 @@ def test_generated_texts_are_read_as_they_are(either, by_hand):
     assert abs(by_hand(either, PROMPTS[0], TEXTS[0], True) - by_hand(either, PROMPTS[0], TEXTS[0], False)) > 0.01
 
 
+def test_a_space_belongs_to_the_word_that_follows(monkeypatch):
+    """Older tokenizers put a space before every text: two where it begins with one, and decoding removes it."""
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    merges = [("_", "a"), ("_a", ":"), ("t", "h"), ("th", "e"), ("_", "the"), ("|", "|")]
+    pieces = ["<unk>", "<eos>", *"_a:the|", *(left + right for left, right in merges)]
+    backend = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("_"), normalizers.Replace(" ", "_"), normalizers.Replace("\n", "|")]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
+    monkeypatch.setattr(model, "_tokenizer", lambda *_, **__: tokenizer)
+
+    def read(*row):
+        [ids] = model._token_ids("any", [model._Row(*row)])
+        return tokenizer.convert_ids_to_tokens(ids)
+
+    assert tokenizer.tokenize(" the") == ["_", "_the"]
+    assert read("a:", "the") == read("a:", " the") == read("a:", "the", True, True) == ["_a:", "_the", "<eos>"]
+    # Where a token spans the seam, the answer is read by itself.
+    assert tokenizer.tokenize("a:\n\nthe") == ["_a:", "||", "the"]
+    assert read("a:\n", "\nthe") == ["_a:", "|", "_", "|", "the", "<eos>"]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, CHATS])
+def test_texts_are_read_as_training_on_pairs_has_them(prompts, plain):
+    from lastmile_trl.preferences.tokens import all_answer_ids
+
+    ended = [True, False, True, True]
+    pairs = all_answer_ids(model._tokenizer(plain, chat=prompts is CHATS), prompts, TEXTS, ended)
+    rows = [model._Row(*row) for row in zip(prompts, TEXTS, ended, strict=True)]
+    assert model._token_ids(plain, rows) == [(*prompt, *answer) for prompt, answer in pairs]
+
+
 def test_chats(either, by_hand):
     said = [[{"role": "assistant", "content": text}] for text in TEXTS]
     expected = [by_hand(either, *row) for row in zip(CHATS, TEXTS, strict=True)]
