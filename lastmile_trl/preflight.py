@@ -193,7 +193,14 @@ def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) 
         return
     training, sharded = recipe.training, distributed in ("DEEPSPEED", "FSDP")
     critic = training.get("critic", "shared")
-    if critic not in ("shared", "copy") and Path(critic) not in upcoming and check_model(critic):
+    adapter = None
+    if critic not in ("shared", "copy") and Path(critic) not in upcoming:
+        try:
+            adapter = check_model(critic)
+        except InputError as error:
+            said = str(error).removeprefix("model.model_name_or_path ")
+            raise InputError(f"training.critic is neither shared nor copy, so it names a model: {said}") from error
+    if adapter:
         raise InputError(
             f"training.critic: {critic!r} is an adapter, whose weights would stay frozen: make it a plain model with "
             f"`lastmile merge {critic} DEST`, and name that."

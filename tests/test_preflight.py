@@ -126,7 +126,7 @@ def test_something_must_be_measured_that_is_not_rewarded(recipe):
         ({"critic_detach": False}, "DEEPSPEED", "training.critic: with DEEPSPEED the policy is sharded"),
         ({"target_kl": 0.1}, "DEEPSPEED", "training.target_kl leaves optimiser steps out"),
         ({"value_warmup_steps": 2}, "DEEPSPEED", "training.value_warmup_steps leaves optimiser steps out"),
-        ({"critic": "nowhere/model"}, "NO", "'nowhere/model'"),
+        ({"critic": "share"}, "NO", "training.critic is neither shared nor copy, so it names a model: 'share'"),
         ({"fp16": True, "target_kl": 0.1}, "NO", "training.fp16 scales gradients, which only critic: shared"),
         ({"fp16": True, "critic": "copy"}, "MULTI_GPU", "training.fp16 scales gradients, which only critic: shared"),
     ],
