@@ -141,7 +141,7 @@ def load_model(config: "ModelConfig", trust_remote_code: bool = False, trainable
 def load_reward_model(config: "ModelConfig", trust_remote_code: bool = False) -> "PreTrainedModel":
     """The model with a new head that gives one score; the adapter of a language model goes on under it."""
     from peft import LoraConfig, TaskType, get_peft_model
-    from peft.utils import load_peft_weights, set_peft_model_state_dict
+    from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
     from transformers import AutoModelForSequenceClassification
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
@@ -154,7 +154,8 @@ def load_reward_model(config: "ModelConfig", trust_remote_code: bool = False) ->
     settings = LoraConfig.from_pretrained(path, revision=revision)
     settings.task_type, settings.inference_mode = TaskType.SEQ_CLS, False
     model = get_peft_model(model, settings)
-    set_peft_model_state_dict(model, load_peft_weights(path, revision=revision, device="cpu"))
+    weights = load_peft_weights(path, revision=revision, device="cpu")
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model) | weights)  # the head stays new
     return model
 
 

@@ -12,7 +12,7 @@ from lastmile_trl import cli, rewards
 from lastmile_trl.data import template_columns
 from lastmile_trl.launch import Launch
 from lastmile_trl.preflight import prompts_per_generation
-from lastmile_trl.recipe import METHODS, RL, Recipe, collect, load, shipped
+from lastmile_trl.recipe import IN_ONE_PROCESS, METHODS, RL, Recipe, collect, load, shipped
 from lastmile_trl.train import TRAINERS, run
 
 from .conftest import sentence, write_jsonl
@@ -35,7 +35,7 @@ def head(path: Path) -> dict[str, str]:
     return dict(match.groups() for line in comment[1:] if (match := re.fullmatch(r"# ([A-Z][A-Za-z ]*): +(.+)", line)))
 
 
-GPU = [path for path in TRAINING if path.parent.name != "quickstart"]
+GPU = [path for path in TRAINING if path.parent.name not in ("quickstart", "last_mile_tiny")]
 MANY = [path for path in GPU if "Many GPUs" in head(path)]
 ADAPTERS = [path for path in TRAINING if load(path).method in RL and load(path).model.get("use_peft")]
 every_recipe = pytest.mark.parametrize("path", FILES, ids=name)
@@ -46,7 +46,11 @@ def test_the_walk_sees_every_recipe():
     folders = {
         "commongen": 2,
         "e2e": 2,
+        "last_mile": 4,
+        "last_mile_tiny": 4,
         "local_jsonl": 2,
+        "preference": 6,
+        "preference_local": 6,
         "quickstart": 4,
         "samsum": 4,
         "tldr": 3,
@@ -54,7 +58,7 @@ def test_the_walk_sees_every_recipe():
         "xsum": 2,
     }
     assert {folder.name: len(list(folder.iterdir())) for folder in ROOT.iterdir()} == folders
-    assert [len(files) for files in (FILES, TRAINING, GPU, MANY, ADAPTERS)] == [21, 20, 17, 15, 8]
+    assert [len(files) for files in (FILES, TRAINING, GPU, MANY, ADAPTERS)] == [41, 34, 28, 26, 11]
 
 
 # --- heads ---------------------------------------------------------------------------------------------------------
@@ -70,6 +74,12 @@ def command(line: str) -> tuple[list[Recipe], Launch]:
     return collect(names, overrides), Launch.choose(parsed.accelerate, parsed.num_processes)
 
 
+def needed(recipe: Recipe) -> set[str]:
+    """The runs of other recipes that one needs, and those that these need."""
+    own = {need for need in recipe.needs if need in RUNS}
+    return own.union(*(needed(load(RUNS[run])) for run in own))
+
+
 @every_recipe
 def test_the_first_line_says_what_it_is_for(path):
     first = path.read_text(encoding="utf-8").splitlines()[0]
@@ -82,9 +92,8 @@ def test_the_run_line_starts_this_recipe_last_and_what_it_needs_first(path):
     recipes, launch = command(head(path)["Run"])
     assert recipes[-1].source == path
     assert recipes[-1].values == load(path).values
-    if path in GPU:
-        needed = [start for start in recipes[-1].starts_from if start in RUNS]
-        assert [str(recipe.run) for recipe in recipes[:-1]] == needed
+    if path.parent.name != "quickstart":  # whose comparison may leave PPO out
+        assert {str(recipe.run) for recipe in recipes[:-1]} == needed(recipes[-1])
     if recipes[-1].method in RL:
         assert prompts_per_generation(recipes[-1], launch.processes) > 0  # raises where the batches do not divide
 
@@ -130,15 +139,22 @@ def test_it_writes_to_the_folder_of_its_name(path):
     assert load(path).values["training"]["output_dir"] == f"runs/{name(path)}"
 
 
-@every_training
+@every_recipe
 def test_a_task_has_one_data_section(path):
-    recipe, sft = load(path), load(path.with_name("sft.yaml"))
-    assert recipe.values["data"] == sft.values["data"]
+    recipe = load(path)
+    [sft] = [load(other) for other in path.parent.glob("*.yaml") if load(other).method == "sft"]
+    data, first = recipe.values["data"], sft.values["data"]
+    if data["path"] in RUNS:  # pairs that another stage made of the same rows
+        shared = ("prompt", "references", "shorten", "max_prompt_tokens", "max_reference_tokens")
+        data, first = ({key: section.get(key) for key in shared} for section in (data, first))
+    assert data == first
     assert recipe.evaluation.max_new_tokens == sft.evaluation.max_new_tokens
-    if recipe.method in RL:
+    if recipe.method not in ("sft", "evaluate"):
         assert recipe.model["model_name_or_path"] == str(sft.run)
+    if recipe.method in TRAINERS:
         assert recipe.model.get("use_peft", False) == sft.model.get("use_peft", False)
         assert recipe.model.get("load_in_4bit", False) == sft.model.get("load_in_4bit", False)
+    if recipe.method in RL:
         assert recipe.training["max_completion_length"] == recipe.evaluation.max_new_tokens
 
 
@@ -173,14 +189,28 @@ def tiny_rows(recipe: Recipe, count: int, first: int = 0) -> list[dict]:
             group: str(number),
             **{c: ["cat", f"dog{number}"] if c == "concepts" else sentence(number, 12) for c in columns},
             recipe.data.references: sentence(number, 5),
+            "rejected": sentence(number + 1, 6),
         }
         for number in range(first, first + count)
     ]
 
 
+SMALL = {
+    "data": {"max_rows": 24, "held_out": 8},
+    "evaluation": {"every": 1, "rows": 4, "max_new_tokens": 8},
+}
+TWO_STEPS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+}
+KEEP_ALL = {"max_perplexity": 1e9, "lower_quantile": None, "balance": None, "length_ratio": None}
+
+
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory, tiny_model_folder):
-    """Run two steps of a recipe, once, after two steps of the recipe it starts from."""
+    """Run two steps of a recipe, once, after two steps of all that it needs."""
     folder = tmp_path_factory.mktemp("recipes")
     done: dict[Path, Recipe] = {}
 
@@ -188,36 +218,46 @@ def two_steps(tmp_path_factory, tiny_model_folder):
         if path in done:
             return done[path]
         recipe = load(path)
-        start = recipe.model["model_name_or_path"]
-        overrides = [
-            f"model.model_name_or_path={two_steps(RUNS[start]).run if start in RUNS else tiny_model_folder}",
-            f"training.output_dir={folder / 'runs' / name(path)}",
-            "data.max_rows=24",
-            "training.max_steps=2",
-            "training.per_device_train_batch_size=8",
-            "training.gradient_accumulation_steps=1",
-            "training.logging_steps=1",
-            "evaluation.every=1",
-            "evaluation.rows=4",
-            "evaluation.max_new_tokens=8",
-        ]
+        for run_folder in recipe.needs:
+            if run_folder in RUNS:
+                two_steps(RUNS[run_folder])
+        # all runs go to, and are looked for in, the test's folder
+        values = json.loads(json.dumps(recipe.values).replace('"runs/', f'"{folder}/runs/'))
+        for section, small in SMALL.items():
+            values[section] = {**values.get(section, {}), **small}
+        if recipe.method in TRAINERS:
+            values["training"] |= TWO_STEPS
+            if recipe.model["model_name_or_path"] not in RUNS:
+                values["model"]["model_name_or_path"] = str(tiny_model_folder)
         if recipe.method in RL:
-            overrides.append("training.max_completion_length=8")
+            values["training"]["max_completion_length"] = 8
         if recipe.method == "ppo":
-            overrides.append("training.num_iterations=1")  # every step has completions to log
-        if not recipe.data.path.startswith("synthetic:"):
+            values["training"]["num_iterations"] = 1  # every step has completions to log
+        if recipe.method == "reward":
+            values["preferences"]["require"] = {}
+        if recipe.method == "pairs":
+            values["preferences"]["filter"] |= KEEP_ALL
+        if recipe.method == "evaluate":
+            del values["evaluation"]["every"]
+        if not recipe.data.path.startswith("synthetic:") and recipe.data.path not in RUNS:
             rows = folder / "data" / path.parent.name
             rows.mkdir(parents=True, exist_ok=True)
             train = write_jsonl(rows / "train.jsonl", tiny_rows(recipe, 24))
             if recipe.data.eval_split:
                 write_jsonl(rows / f"{recipe.data.eval_split}.jsonl", tiny_rows(recipe, 8, first=24))
-            overrides += [f"data.path={rows if recipe.data.eval_split else train}", "data.held_out=8"]
-            overrides += ["data.name=null", "data.revision=null"]
-        done[path] = load(path, overrides)
+            values["data"] |= {"path": str(rows if recipe.data.eval_split else train), "name": None, "revision": None}
+        done[path] = Recipe(path, values)
         run(done[path])
         return done[path]
 
     return two_steps
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if load(path).method in IN_ONE_PROCESS], ids=name)
+def test_a_stage_that_trains_nothing_runs_too(path, two_steps):
+    recipe = two_steps(path)
+    kept = {"pairs": {"train.jsonl", "validation.jsonl", "pairs.json"}, "evaluate": {"evaluation.json", "report.html"}}
+    assert kept[recipe.method] <= {file.name for file in recipe.run.iterdir()}
 
 
 @every_training
@@ -231,15 +271,22 @@ def test_two_steps_fill_the_run_folder(path, two_steps):
     history = [json.loads(line) for line in (recipe.run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [row for row in history if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
-    assert all("eval_rouge/rougeL" in row and "eval_words" in row for row in steps)
+    if recipe.method == "reward":
+        assert len([row for row in history if "eval_accuracy" in row]) == 2
+    else:
+        assert all("eval_rouge/rougeL" in row and "eval_words" in row for row in steps)
     names = [reward.name for reward in rewards.build(recipe.rewards)]
     for row in steps:
         assert ("reward" in row) == (recipe.method in RL)
         assert all(f"rewards/{reward}/mean" in row for reward in names)
 
     evaluation = json.loads((recipe.run / "evaluation.json").read_text(encoding="utf-8"))
-    assert evaluation["rows"] == 4
-    assert {result["decoding"] for result in evaluation["results"]} == {"greedy", "sampled"}
+    if recipe.method == "reward":
+        assert evaluation["all"]["accuracy"]["rows"] > 0
+    else:
+        assert evaluation["rows"] == 4
+    results = evaluation["samples" if recipe.method == "reward" else "results"]
+    assert {result["decoding"] for result in results} == {"greedy", "sampled"}
 
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=name)

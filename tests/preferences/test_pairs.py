@@ -21,7 +21,9 @@ def both(pairs):
 
 def test_chats_give_their_last_message():
     chat = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello. "}]
-    [pair] = ready([{"chosen": chat, "rejected": [{"role": "assistant", "content": "No."}]}], "chosen", "rejected").pairs
+    [pair] = ready(
+        [{"chosen": chat, "rejected": [{"role": "assistant", "content": "No."}]}], "chosen", "rejected"
+    ).pairs
     assert (pair.chosen, pair.rejected) == ("Hello.", "No.")
 
 
@@ -68,13 +70,12 @@ def test_equal_rewards_and_equal_texts_make_no_pair():
     same = [Sample("one", True, 0.5), Sample(" one", True, 0.7), Sample("two", True, None), Sample(" ", True, 0.1)]
     found = ranked([alike, same], Samples(), seed=0)
     assert not found.pairs
-    assert found.skipped == {
-        "samples": {"no samples differ enough in their reward": 1, "all samples are the same": 1}
-    }
+    assert found.skipped == {"samples": {"no samples differ enough in their reward": 1, "all samples are the same": 1}}
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"per_prompt": 0}, {"temperature": 0}, {"top_p": 0}, {"margin": -1}, {"choose": "best"}, {"batch_size": 0}]
+    "wrong",
+    [{"per_prompt": 0}, {"temperature": 0}, {"top_p": 0}, {"margin": -1}, {"choose": "best"}, {"batch_size": 0}],
 )
 def test_wrong_settings_of_samples_are_refused(wrong):
     with pytest.raises(InputError, match=f"preferences.samples.{next(iter(wrong))}"):
