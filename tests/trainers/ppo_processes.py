@@ -48,6 +48,8 @@ def main() -> None:
     numbers = {name: logged(trainer, name) for name in names}
     found = {"distributed": str(trainer.accelerator.distributed_type), "numbers": numbers}
     (out / f"found{state.process_index}.json").write_text(json.dumps(found))
+    state.wait_for_everyone()  # a process that leaves first may abort the others
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":
