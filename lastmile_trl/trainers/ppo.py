@@ -169,9 +169,8 @@ class PPOTrainer(GRPOTrainer):
         self._passes = []
         with _set(self, "num_iterations", math.inf):  # TRL spares the old log-probabilities where one step uses them
             batch = super()._generate_and_score_completions(inputs)
-        size = args.per_device_train_batch_size if mode == "train" else args.per_device_eval_batch_size
         with torch.no_grad():
-            old_logps, values = self._first_pass(batch, size)
+            old_logps, values = self._first_pass(batch, getattr(args, f"per_device_{mode}_batch_size"))
         scores, scored = self._scores(batch, mode)
         mask = (batch["completion_mask"] * batch.get("tool_mask", 1) * scored.unsqueeze(1)).float()
         values = values * mask
@@ -275,7 +274,8 @@ class PPOTrainer(GRPOTrainer):
         if self.args.max_grad_norm:
             nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
         start = getattr(self.lr_scheduler, "base_lrs", [self.args.learning_rate])[0]
-        schedule = self.lr_scheduler.get_last_lr()[0] / start if start else 1.0
+        scheduled = start and self.state.global_step >= self.args.value_warmup_steps  # a warm-up is the policy's
+        schedule = self.lr_scheduler.get_last_lr()[0] / start if scheduled else 1.0
         for group in self.critic_optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule
         self.critic_optimizer.step()

@@ -96,6 +96,17 @@ def test_the_critics_rate_follows_the_schedule(make_ppo):
     assert trainer.critic_optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 / 4)
 
 
+def test_the_policys_warm_up_does_not_slow_the_values_own(make_ppo):
+    trainer = make_ppo(
+        critic_learning_rate=1.0, lr_scheduler_type="constant_with_warmup", warmup_steps=4, value_warmup_steps=2,
+        max_steps=5,
+    )  # fmt: skip
+    kept, rates = trainer.critic_optimizer.step, []
+    trainer.critic_optimizer.step = lambda: rates.append(trainer.critic_optimizer.param_groups[0]["lr"]) or kept()
+    trainer.train()
+    assert rates == [1, 1, 0.5, 0.75, 1]
+
+
 def test_the_critics_rate_keeps_to_itself_beside_an_optimiser_with_another(make_ppo):
     trainer = make_ppo(critic_learning_rate=1e-2, learning_rate=1e-6, lr_scheduler_type="linear", max_steps=4)
     trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-3)
