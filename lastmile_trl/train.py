@@ -43,10 +43,6 @@ TRAINERS = {
 }
 
 
-# Frozen copies that PEFT saves along: the adapter that training went on from, and a reward model on the same base.
-EXTRA_ADAPTERS = ("ref", "reward")
-
-
 def run(recipe: Recipe) -> None:
     """Run the stage and fill its run folder."""
     from accelerate import PartialState
@@ -126,8 +122,8 @@ def _train(recipe: Recipe) -> None:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(recipe.run)))
         trainer.save_model(str(recipe.run))
         if state.is_main_process:
-            for name in EXTRA_ADAPTERS:
-                shutil.rmtree(recipe.run / name, ignore_errors=True)
+            # TRL's frozen copy of the adapter that training went on from; PEFT saves it along.
+            shutil.rmtree(recipe.run / "ref", ignore_errors=True)
             write_environment(recipe, state, trained=now())
         if recipe.method != "reward":
             return _evaluate(trainer, recipe, held_out, task)
@@ -139,7 +135,7 @@ def _train(recipe: Recipe) -> None:
         if recipe.method == "reward":
             return _accept(recipe, rows)
         outputs, held_out = outputs_of_run(recipe.run.name, recipe.run, recipe, rows)
-        _write_own_comparison(recipe, outputs, held_out, rewards.Task.of(rows.train))
+        _write_own_comparison(recipe, outputs, held_out, _task(recipe, rows))
 
 
 def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:
@@ -228,10 +224,15 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
         peft_config=models.new_adapter(model_config, "SEQ_CLS" if recipe.method == "reward" else "CAUSAL_LM"),
         **({"reward_funcs": chosen} if recipe.method in RL else {}),
     )
+    _introduce(trainer, chosen)
+    return trainer, held_out, task
+
+
+def _introduce(trainer: "Trainer", chosen: "list[rewards.Reward]") -> None:
+    """The trainer to the rewards that use its model."""
     for reward in chosen:
         if hasattr(reward.function, "for_trainer"):
             reward.function.for_trainer(trainer)
-    return trainer, held_out, task
 
 
 def _training_rows(
@@ -293,6 +294,7 @@ def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task
         trainer.add_callback(callbacks.Completions(recipe.run, trainer))
     if recipe.evaluation.every and recipe.method != "reward":
         metrics = rewards.prepare(rewards.build(recipe.evaluation.metrics), task)
+        _introduce(trainer, metrics)
         chosen = trainer.reward_funcs if recipe.method in RL else []
         rows = held_out.to_list()
 
@@ -353,7 +355,7 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     """`method: evaluate`: decode the held-out rows with every run, and write the comparison."""
     _check_alone(recipe)
     rows = data_module.load(recipe.data)
-    task = rewards.Task.of(rows.train)
+    task = _task(recipe, rows)
     runs = short_names(recipe.evaluation.runs)
     postprocess = recipe.evaluation.postprocess
     postprocess = [next(iter(runs))] if postprocess is None else postprocess
@@ -372,6 +374,12 @@ def _other_rows(trained: Any, evaluated: Any) -> str | None:
     """The first key by which two data sections hold out different rows."""
     keys = ("path", "name", "revision", "split", "eval_split", "held_out", "group_by")
     return next((key for key in keys if getattr(trained, key) != getattr(evaluated, key)), None)
+
+
+def _task(recipe: Recipe, rows: data_module.Rows) -> rewards.Task:
+    """What rewards may know of the training rows where no trainer has prepared them; the prompts are not shortened."""
+    prompts = [data_module.render(recipe.data, row) for row in rows.train]
+    return rewards.Task({**rewards.Task.of(rows.train).columns, "prompt": prompts})
 
 
 def _write_comparison(
@@ -434,7 +442,7 @@ def _accept(recipe: Recipe, rows: data_module.Rows) -> None:
 
     prompts, references = [row["prompt"] for row in rated], [row["references"][0] for row in rated]
     of_references = scores(prompts, references, [True] * len(rated))
-    [metric, *_] = rewards.prepare(rewards.build(recipe.evaluation.metrics), rewards.Task.of(rows.train))
+    [metric, *_] = rewards.prepare(rewards.build(recipe.evaluation.metrics), _task(recipe, rows))
     samples = []
     for name, run in _language_models(recipe).items():
         for decoding, outputs in outputs_of_run(name, run, recipe, rows)[0].items():

@@ -13,6 +13,10 @@ from lastmile_trl import rewards
 from lastmile_trl.evaluation.significance import interval, paired
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from tables import signed, with_table  # noqa: E402
+
 SHOWN = {  # metric -> column
     "rouge/rougeL": "ROUGE-L*",
     "repetition": "repetition*",
@@ -107,11 +111,6 @@ def seeds_table(results: dict[int, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def signed(estimate: dict) -> str:
-    """Mean and 95 % interval, with signs."""
-    return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
-
-
 def write_tables() -> None:
     """Put the tables between their marks in the README of this folder and of the project."""
     results = stored()
@@ -122,15 +121,6 @@ def write_tables() -> None:
     ]:
         page = file.read_text()
         file.write_text(with_table(page, mark, text))
-
-
-def with_table(page: str, mark: str, text: str) -> str:
-    """The page with the table between `<!-- mark -->` and `<!-- end -->` replaced."""
-    before, found, rest = page.partition(f"<!-- {mark} -->\n")
-    _, end, after = rest.partition("<!-- end -->")
-    if not (found and end):
-        raise SystemExit(f"no <!-- {mark} --> ... <!-- end --> in the page")
-    return f"{before}{found}{text}{end}{after}"
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def decode(
     seeds = _seeds(ids, seed)
     order = sorted(range(len(prompts)), key=lambda row: -len(ids[row]))
     outputs: dict[int, Output] = {}
-    with torch.no_grad(), _evaluating(model), _neutral_generation_config(model):
+    with torch.no_grad(), evaluating(model), _neutral_generation_config(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = [ids[row] for row in rows]
@@ -156,14 +156,14 @@ class _GumbelNoise:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode, which also switches gradient checkpointing off, then every module's own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    for module, training in modes:
+    for module, _ in modes:
         # at its first use in evaluation mode on a CPU, a 4-bit layer packs its weights, and no gradient passes it again
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.training = training
+            module.training = True
     try:
         yield
     finally:

@@ -498,49 +498,65 @@ class ModelSample:
 
 @dataclass(frozen=True)
 class Hallucinated:
-    """The reference with one fact changed: another name, number or date, of the source or another row; or a "not".
+    """The reference with a fact changed: another name, number or date, of the source or another row; or a "not".
 
-    Names are runs of capitalised words; days, months and negations are those of English. A value that any reference of
-    the row holds is never put in.
+    One changed fact is hard to tell, above all by what the source says of something else; several are easier. Names
+    are runs of capitalised words; days, months and negations are those of English. A value that any reference of the
+    row holds is never put in.
     """
 
+    facts: int = 1  # how many are changed, at most
     kinds: Sequence[str] = KINDS
+    from_: str = "both"  # where another value comes from: the source; elsewhere: the source does not hold it; both
 
     def __post_init__(self) -> None:
+        check_whole("facts", self.facts)
+        check_choice("from", self.from_, ("source", "elsewhere", "both"))
         if not isinstance(self.kinds, list | tuple) or not self.kinds:
             raise InputError(f"kinds must be a list of {', '.join(KINDS)}, not {self.kinds!r}.")
         for kind in self.kinds:
             check_choice("kinds", kind, KINDS)
 
     def draws(self, reference: str, row: _Row, corpus: _Corpus, chance: random.Random) -> Iterator[Sample]:
-        """Yield a change or two for every fact, one kind after the other."""
+        """Yield texts that begin with a change or two of every fact, one kind after the other."""
         found = False
-        for kind in _shuffled(self.kinds, chance):
-            for text in (_negations if kind == "negation" else _swaps)(kind, reference, row, corpus, chance):
-                found = True
-                yield Sample(text)
+        for text, value in self._changes(reference, set(), row, corpus, chance):
+            found, changed = True, {value}
+            while len(changed) < self.facts:
+                text, value = next(self._changes(text, changed, row, corpus, chance), (text, None))
+                if value is None:
+                    break
+                changed.add(value)
+            yield Sample(text)
         if not found:
             raise _Impossible(f"the reference has nothing to change ({', '.join(self.kinds)})")
 
+    def _changes(
+        self, text: str, changed: set[str], row: _Row, corpus: _Corpus, chance: random.Random
+    ) -> Iterator[tuple[str, str]]:
+        """Yield the text with one fact changed that is not among the changed ones, and the new value."""
+        for kind in _shuffled(self.kinds, chance):
+            if kind != "negation":
+                yield from _swaps(kind, self.from_, text, changed, row, corpus, chance)
+            elif kind not in changed and (is_english(text) or is_english(row.source or "")):
+                yield from ((negative, kind) for negative in _shuffled(negated(text), chance))
 
-def _negations(kind: str, reference: str, row: _Row, corpus: _Corpus, chance: random.Random) -> list[str]:
-    if not is_english(reference) and not is_english(row.source or ""):
-        return []
-    return _shuffled(negated(reference), chance)
 
-
-def _swaps(kind: str, reference: str, row: _Row, corpus: _Corpus, chance: random.Random) -> Iterator[str]:
+def _swaps(
+    kind: str, origin: str, text: str, changed: set[str], row: _Row, corpus: _Corpus, chance: random.Random
+) -> Iterator[tuple[str, str]]:
     said = "\n".join(row.references)
-    of_kind = [fact for fact in find_facts(reference, corpus.names) if fact.kind == kind]
+    unsaid = f"{said}\n{row.source or ''}" if origin == "elsewhere" else said
+    of_kind = [fact for fact in find_facts(text, corpus.names) if fact.kind == kind and fact.value not in changed]
     of_source = find_facts(row.source or "", corpus.names) if of_kind else []
     places: dict[tuple[str, str], list[Fact]] = {}
     for fact in of_kind:
         places.setdefault((fact.sort, fact.value), []).append(fact)
     for (sort, _), facts in _shuffled(list(places.items()), chance):
-        near = [other.value for other in of_source if other.sort == sort]
-        for values in _shuffled([near, corpus.facts[sort]], chance):
-            for value in absent(kind, chance.sample(values, min(len(values), TRIES)), said)[:1]:
-                yield _replaced(reference, facts, value)
+        near, far = [other.value for other in of_source if other.sort == sort], corpus.facts[sort]
+        for values in _shuffled({"source": [near], "elsewhere": [far]}.get(origin, [near, far]), chance):
+            for value in absent(kind, chance.sample(values, min(len(values), TRIES)), unsaid)[:1]:
+                yield _replaced(text, facts, value), value
 
 
 def _replaced(text: str, facts: Sequence[Fact], value: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError, RunError
-from lastmile_trl.evaluation.decoding import _evaluating
+from lastmile_trl.evaluation.decoding import evaluating
 from lastmile_trl.preferences.tokens import all_answer_ids
 from lastmile_trl.rewards.base import check_choice, check_number, check_whole, known_mean
 
@@ -71,7 +71,7 @@ def perplexities(
             raise InputError(f"An answer to {prompt!r:.80} is empty and did not end: leave that pair out.")
     order = sorted(range(len(ids)), key=lambda row: -sum(map(len, ids[row])))
     found: dict[int, Surprise] = {}
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             found |= zip(rows, _surprises(model, [ids[row] for row in rows]), strict=True)
@@ -275,14 +275,19 @@ def select(
     low, high = _bounds(filter, chosen, rejected, own)
     reasons = [_reason(filter, low, high, *pair) for pair in zip(chosen, rejected, strict=True)]
     kept = [row for row, reason in enumerate(reasons) if reason is None]
-    if len(kept) / len(reasons) < filter.min_kept:
-        [(reason, count)] = Counter(reason for reason in reasons if reason).most_common(1)
+    return Selection(kept, reasons, low, high)
+
+
+def check_kept(filter: Filter, selection: Selection) -> None:
+    """Refuse to go on with fewer pairs than the filter must keep."""
+    kept, pairs = len(selection.kept), len(selection.reasons)
+    if kept / pairs < filter.min_kept:
+        [(reason, count)] = Counter(reason for reason in selection.reasons if reason).most_common(1)
         raise RunError(
-            f"preferences.filter keeps {len(kept)} of {len(reasons)} pairs ({len(kept) / len(reasons):.1%}), a smaller "
-            f"share than min_kept={filter.min_kept:g}; most go as {reason!r} ({count}): {REASONS[reason]}, or lower "
+            f"preferences.filter keeps {kept} of {pairs} pairs ({kept / pairs:.1%}), a smaller share than "
+            f"min_kept={filter.min_kept:g}; most go as {reason!r} ({count}): {REASONS[reason]}, or lower "
             "preferences.filter.min_kept."
         )
-    return Selection(kept, reasons, low, high)
 
 
 def _bounds(

@@ -18,6 +18,7 @@ from lastmile_trl.preferences.negatives import Sample
 from lastmile_trl.preferences.pairs import Collected, Pair, Samples, collect
 from lastmile_trl.recipe import Recipe, max_new_tokens
 from lastmile_trl.run_folder import keep_outputs, kept_outputs
+from lastmile_trl.screen import note
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -161,6 +162,9 @@ def _filtered(
     own = _own_surprises(recipe, list(prompts), asked, tokenizer, model) if asked.needs_samples else None
     selection = perplexity.select(asked, chosen, rejected, own)
     report = perplexity.report(selection, chosen, rejected, own, [pair.category for pair in pairs])
+    if len(selection.kept) < asked.min_kept * len(pairs):
+        note("\n".join(perplexity.lines(report)))
+    perplexity.check_kept(asked, selection)
     return [pairs[row] for row in selection.kept], report
 
 

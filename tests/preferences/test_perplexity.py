@@ -17,6 +17,7 @@ from lastmile_trl.preferences.perplexity import (
     Filter,
     Selection,
     Surprise,
+    check_kept,
     lines,
     measured,
     perplexities,
@@ -554,18 +555,20 @@ def test_too_few_pairs_stop_the_stage(settings, reason, advice):
     if "min_perplexity" in settings:
         chosen[2] = rejected[2] = of(7)[0]
     limits = {"lower_quantile": None, "balance": None, "length_ratio": None, **settings}
-    assert select(Filter(**limits, min_kept=1 / 3), chosen, rejected).kept == [2]
+    selection = select(Filter(**limits), chosen, rejected)
+    assert selection.kept == [2]
+    check_kept(Filter(min_kept=1 / 3), selection)
     with pytest.raises(
         RunError, match=rf"keeps 1 of 3 pairs \(33.3%\).*min_kept=0.34; .*'{reason}.*{advice}, or lower"
     ):
-        select(Filter(**limits, min_kept=0.34), chosen, rejected)
+        check_kept(Filter(min_kept=0.34), selection)
 
 
 def test_the_reason_that_is_told_is_that_of_most_pairs():
     filter = Filter(max_perplexity=4, min_perplexity=1.5)
     for values, reason in ([(9, 1, 1), LOW], [(9, 9, 1), HIGH]):
         with pytest.raises(RunError, match=f"most go as '{reason}' .2."):
-            select(filter, of(*values), of(*values))
+            check_kept(filter, select(filter, of(*values), of(*values)))
 
 
 @pytest.mark.parametrize(

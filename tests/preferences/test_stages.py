@@ -153,10 +153,12 @@ def test_the_filter_keeps_what_the_model_might_say(recipe, tmp_path):
 # --- reward --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [{}, LORA, {**LORA, "load_in_4bit": True, "dtype": "bfloat16"}], ids=["full", "lora", "4bit"])
+@pytest.mark.parametrize(
+    "model", [{}, LORA, {**LORA, "load_in_4bit": True, "dtype": "bfloat16"}], ids=["full", "lora", "4bit"]
+)
 def test_a_reward_model_learns_the_pairs_and_is_judged(recipe, model):
-    made = recipe("reward", model=model, training={"max_steps": 20}, preferences={"require": {"accuracy": 0.9}},
-                  evaluation={"every": 10})  # fmt: skip
+    required = {"require": {"accuracy": 0.9}}
+    made = recipe("reward", model=model, training={"max_steps": 20}, preferences=required, evaluation={"every": 10})
     train.run(made)
     result = evaluation(made)
     assert result["categories"]["pairs"]["accuracy"]["mean"] > 0.9 and not result["failures"]
