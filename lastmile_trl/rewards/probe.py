@@ -61,14 +61,17 @@ def probe(rewards: Sequence[Reward], rows: Sequence[Mapping[str, Any]]) -> Findi
         said = [f"{'no value' if mean is None else f'{mean:.3f}'} for {name}" for name, mean in means.items()]
         found.notes.append(f"{reward.name}: {', '.join(said)}.")
     tried_rewards = [reward for reward in rewards if reward.name in tried]
+    untried = [reward for reward in rewards if reward.name not in tried]
     if tried_rewards:
         found.warnings += [
             *_closed_gates(tried_rewards, tried),
             *_constant(tried),
             *_drowned(tried_rewards, tried),
             *_cheaper_closed(tried_rewards, tried),
-            *_not_separated(tried_rewards, tried, [reward.name for reward in rewards if reward.name not in tried]),
         ]
+        # Beside a model that tells good from bad, the others need not.
+        if not any(hasattr(reward.function, "model") for reward in untried):
+            found.warnings += _not_separated(tried_rewards, tried, [reward.name for reward in untried])
     return found
 
 

@@ -138,6 +138,13 @@ def test_what_is_not_tried_is_left_out_of_the_total():
     assert copied.startswith("Against a copy of the prompt, the total without ending is no higher")
 
 
+def test_beside_a_model_that_judges_the_others_need_not():
+    rows = [{"prompt": "Say it.", "references": [text]} for text in ("a cat sat", "one dog ran", "birds fly")]
+    alone, beside = build(["length"]), build(["length", {"model": {"model": "runs/reward"}}])
+    assert any("the total" in warning for warning in probe(alone, rows).warnings)
+    assert not any("the total" in warning for warning in probe(beside, rows).warnings)
+
+
 def test_a_gate_that_is_cheaper_than_the_penalties_behind_it():
     penalties = [{"repetition": {"n": 1}}, {"length": {"weight": 2}}]
     form = {f"{HERE}:short": {"gate": 1, "weight": 0.5}}
