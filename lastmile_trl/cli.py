@@ -332,20 +332,30 @@ def _stage(recipe: str, overrides: Sequence[str]) -> int:
 
 def _pairs(words: argparse.Namespace) -> int:
     """`method: pairs` with the data, the model and the preferences of any recipe that has them."""
-    from . import preflight, train
-    from .recipe import Recipe, load
+    from omegaconf import OmegaConf
 
-    source = load(words.recipe, words.overrides)
+    from . import preflight, train
+    from .recipe import Recipe, load, override
+
+    # What only `method: pairs` takes is said to that stage, not to the recipe it is made of.
+    own = [text for text in words.overrides if text.startswith(("preferences.filter", "preferences.samples"))]
+    source = load(words.recipe, [text for text in words.overrides if text not in own])
+    output = words.output or source.run.with_name(f"{source.run.name}-{'filtered' if words.filters else 'pairs'}")
+    values = {name: source.values[name] for name in ("model", "data", "rewards", "evaluation") if name in source.values}
     preferences = {key: value for key, value in source.values.get("preferences", {}).items() if key != "require"}
     if words.filters:
         preferences["filter"] = preferences.get("filter") or {}
-    kind = "filtered" if words.filters else "pairs"
-    output = words.output or source.run.with_name(f"{source.run.name}-{kind}")
-    kept = {name: source.values[name] for name in ("model", "data", "rewards", "evaluation") if name in source.values}
-    training = {"output_dir": str(output), "seed": source.seed}
-    recipe = Recipe(
-        source.source, {"method": "pairs", **kept, "preferences": preferences, "training": training}, source.overrides
+    config = OmegaConf.create(
+        {
+            "method": "pairs",
+            **values,
+            "preferences": preferences,
+            "training": {"output_dir": str(output), "seed": source.seed},
+        }
     )
+    for text in own:
+        override(config, text)
+    recipe = Recipe(source.source, OmegaConf.to_container(config))
     if problems := preflight.check(recipe, force=words.force).problems:
         raise InputError(" ".join(problems))
     if words.force:

@@ -252,8 +252,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         config = OmegaConf.create(text)
         if not OmegaConf.is_dict(config) or not config:
             raise InputError(f"{path} holds no recipe: expected sections such as `method:` and `data:`.")
-        for override in overrides:
-            _override(config, override)
+        for said in overrides:
+            override(config, said)
         values = OmegaConf.to_container(config, resolve=True)
     except YAMLError as error:
         where = getattr(error, "problem_mark", None)
@@ -267,8 +267,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe(path, values, tuple(overrides))
 
 
-def _override(config: Any, text: str) -> None:
-    """``a.b=value``; a reward is named as ``rewards.<name>.<argument>``."""
+def override(config: Any, text: str) -> None:
+    """Change an OmegaConf by ``a.b=value``; a reward is named as ``rewards.<name>.<argument>``."""
     from omegaconf import OmegaConf
 
     key, equals, value = text.partition("=")
