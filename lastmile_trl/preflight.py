@@ -50,10 +50,9 @@ def check(
         lambda: check_run_folder(recipe, force),
         lambda: _check_models(recipe, upcoming),
         lambda: _check_critic(recipe, upcoming, distributed),
-        lambda: _check_reward_models(recipe, upcoming, distributed),
         lambda: _check_packages(recipe, distributed),
         lambda: _check_preferences(recipe),
-        lambda: _check_data(recipe, processes, upcoming, findings),
+        lambda: _check_data(recipe, processes, upcoming, distributed, findings),
         lambda: _check_hub(recipe),
     ]
     for step in checks:
@@ -224,14 +223,17 @@ def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) 
             )
 
 
-def _check_reward_models(recipe: Recipe, upcoming: Collection[Path], distributed: str) -> None:
+def _check_reward_models(chosen: list[Reward], recipe: Recipe, upcoming: Collection[Path], distributed: str) -> None:
     """The models that rewards and metrics load at their first call have to be there."""
-    for reward in [*rewards.build(recipe.rewards), *rewards.build(recipe.evaluation.metrics)]:
+    for reward in chosen:
         name = getattr(reward.function, "model", None)
         if not hasattr(reward.function, "not_on_texts") or not isinstance(name, str) or Path(name) in upcoming:
             continue
         if isinstance(reward.function, Model):
-            check_is_reward_model(name)
+            try:
+                check_is_reward_model(name)
+            except InputError as error:
+                raise InputError(f"Reward {reward.name!r}: {error}") from error
         elif read_json(name, "config.json") is None and read_json(name, "modules.json") is None:
             raise InputError(f"Reward {reward.name!r}: {name!r} holds no model: no config.json.")
         if getattr(reward.function, "share_base", False):
@@ -309,12 +311,15 @@ def _check_keys(key: str, given: dict, section: type) -> None:
             raise InputError(f"{key}: {unknown('key', name, known)}")
 
 
-def _check_data(recipe: Recipe, processes: int, upcoming: Collection[Path], findings: Findings) -> None:
+def _check_data(
+    recipe: Recipe, processes: int, upcoming: Collection[Path], distributed: str, findings: Findings
+) -> None:
     prompts = prompts_per_generation(recipe, processes) if recipe.method in RL else 0
     chosen = rewards.build(recipe.rewards)
     metrics = rewards.build(recipe.evaluation.metrics)
     if gate := next((metric.name for metric in metrics if metric.gate is not None), None):
         raise InputError(f"evaluation.metrics: {gate!r} has a gate, which only rewards have: drop it there.")
+    _check_reward_models([*chosen, *metrics], recipe, upcoming, distributed)
     if recipe.method == "evaluate":
         _check_names(recipe)
     if Path(recipe.data.path) in upcoming:

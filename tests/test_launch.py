@@ -43,11 +43,12 @@ def test_a_named_config_brings_its_own_number_of_processes(tmp_path):
 
 
 def test_two_processes_on_a_cpu_need_a_word_more():
-    recipe = load("quickstart/sft")
+    recipe = load("quickstart/sft", ["training.seed=1"])
     one, two = (Launch.choose("cpu", number).command(recipe) for number in (1, 2))
     assert "--multi_gpu" not in one and "--multi_gpu" in two
     assert two[-4:] == ["-m", "lastmile_trl", str(recipe.source), "training.seed=1"]
-    assert shlex.split(Launch.choose("cpu", 2).shell(recipe, ["data.prompt={a b}"]))[-1] == "data.prompt={a b}"
+    recipe = load("quickstart/sft", ["data.prompt={note} a b"])
+    assert shlex.split(Launch.choose("cpu", 2).shell(recipe))[-1] == "data.prompt={note} a b"
 
 
 def test_an_evaluation_runs_alone(gpu):

@@ -78,7 +78,7 @@ def test_rewards_over_generated_tokens_and_over_the_training_rows(recipe):
 
 
 SETTINGS = {"overlong": {"limit": 20}, "format": {"pattern": ".+"}}
-MODELS = ("embedding", "bertscore")
+MODELS = ("embedding", "bertscore", "model")
 
 
 @pytest.mark.parametrize("name", [name for name in rewards.REGISTRY if name not in MODELS])
@@ -96,7 +96,7 @@ def test_the_model_of_a_reward_must_be_there(recipe, tmp_path, name):
     entry = {name: {"model": str(tmp_path / "empty")}}
     for section in ({"rewards": [entry]}, {"evaluation": {"metrics": [entry]}}):
         said = problem(recipe(**section))
-        assert said == f"Reward {name!r}: {str(tmp_path / 'empty')!r} holds no model: no config.json."
+        assert said.startswith(f"Reward {name!r}: {str(tmp_path / 'empty')!r} holds no model: no config.json")
 
 
 def test_metrics_are_tried_before_the_training(recipe):

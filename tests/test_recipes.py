@@ -10,7 +10,9 @@ import pytest
 
 from lastmile_trl import cli, rewards
 from lastmile_trl.data import template_columns
+from lastmile_trl.evaluation.acceptance import check_require
 from lastmile_trl.launch import Launch
+from lastmile_trl.preferences.negatives import check_categories
 from lastmile_trl.preflight import prompts_per_generation
 from lastmile_trl.recipe import IN_ONE_PROCESS, METHODS, RL, Recipe, collect, load, shipped
 from lastmile_trl.train import TRAINERS, run
@@ -171,6 +173,9 @@ def test_trl_takes_its_sections(path, tmp_path):
     if "lora_target_modules" in recipe.model:
         assert get_peft_config(model).target_modules == "all-linear"
     rewards.build(recipe.evaluation.metrics)
+    if recipe.preferences.negatives:
+        check_categories(recipe.preferences.negatives)
+        check_require(recipe.preferences.require, recipe.preferences.negatives)
     if recipe.method in RL and recipe.training.get("save_strategy") != "no":
         # A checkpoint within a round of generation would resume with other completions.
         steps = config.steps_per_generation * config.num_iterations / config.gradient_accumulation_steps
@@ -235,11 +240,15 @@ def two_steps(tmp_path_factory, tiny_model_folder):
             values["training"]["num_iterations"] = 1  # every step has completions to log
         if recipe.method == "reward":
             values["preferences"]["require"] = {}
+            if recipe.preferences.negatives:  # the others are longer than the model can read
+                values["preferences"]["negatives"] = {"truncated": 1}
         if recipe.method == "pairs":
             values["preferences"]["filter"] |= KEEP_ALL
         if recipe.method == "evaluate":
             del values["evaluation"]["every"]
-        if not recipe.data.path.startswith("synthetic:") and recipe.data.path not in RUNS:
+        if recipe.data.path.startswith("synthetic:"):
+            values["data"]["max_prompt_tokens"] = 96  # of the tests' tokenizer, which has few of the words
+        elif recipe.data.path not in RUNS:
             rows = folder / "data" / path.parent.name
             rows.mkdir(parents=True, exist_ok=True)
             train = write_jsonl(rows / "train.jsonl", tiny_rows(recipe, 24))
