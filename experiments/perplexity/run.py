@@ -25,7 +25,7 @@ from tables import cell, signed, with_table  # noqa: E402
 RUNS = Path("runs", "perplexity")
 ARMS = {"all": "all pairs", "filter": "kept by the filter", "random": "as many at random"}
 SHOWN = {
-    "slots/accuracy": "facts right",
+    "slots": "facts right",
     "rouge/rougeL": "ROUGE-L",
     "length_ratio": "length / reference",
     "ended": "ended",
@@ -182,7 +182,7 @@ def dpo_table(results: dict[int, dict]) -> str:
                     if (e["run"], e["decoding"], e["postprocessed"]) == (run, decoding, False)
                 ]
                 cells = " | ".join(cell(entry["metrics"][metric]) for metric in SHOWN)
-                difference = signed((entry["difference"] or {}).get("slots/accuracy"))
+                difference = signed((entry["difference"] or {}).get("slots"))
                 lines.append(f"| {title} | {decoding} | {'' if name == 'sft' else seed} | {cells} | {difference} |")
     return "\n".join(lines) + "\n"
 

@@ -194,8 +194,8 @@ def test_what_cannot_be_read(plain):
     assert reward([""], prompts=[""], ended=[False]) == [None]
     with pytest.raises(ValueError, match="it reads the prompt, which is missing"):
         reward(["a"])
-    with pytest.raises(ValueError, match=r"a text of 3\d\d tokens is longer than the 256 that the reward model can"):
-        reward(["zebra " * 60], prompts=PROMPTS[:1])
+    with pytest.raises(ValueError, match=r"a text of \d+ tokens is longer than the 512 that the reward model can"):
+        reward(["zebra " * 120], prompts=PROMPTS[:1])
 
 
 def test_dtype(plain, by_hand):
@@ -286,7 +286,7 @@ def test_scale_over_processes(plain, monkeypatch):
     [wrapped] = prepare(build([{"model": {"model": plain, "scale_by_deviation": True}}]), TASK)
     asked.clear()
     with pytest.raises(RunError, match="Reward 'model' failed on row 1 of the batch"):
-        wrapped([TEXTS[0], "zebra " * 60], prompts=PROMPTS[:2], trainer_state=object())
+        wrapped([TEXTS[0], "zebra " * 120], prompts=PROMPTS[:2], trainer_state=object())
     assert asked == []
 
 
