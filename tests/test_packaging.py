@@ -53,6 +53,7 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
 
 def test_the_wheel_holds_the_templates_and_nothing_of_the_tests(installed):
     assert {path.name for path in (installed / "lastmile_trl/templates").iterdir()} == {
+        "acceptance.html.jinja",
         "card.md.jinja",
         "report.html.jinja",
     }

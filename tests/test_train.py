@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lastmile_trl import run_folder, train
+from lastmile_trl import outputs, run_folder, train
 from lastmile_trl.errors import InputError, RunError
 from lastmile_trl.recipe import Recipe
 
@@ -97,7 +97,7 @@ def test_sft_learns_and_then_says_what_it_learned(recipe, tmp_path):
     train.run(stage)
     losses = [row["loss"] for row in history(stage) if "loss" in row]
     assert losses[-1] < losses[0] / 10
-    assert train.generate(stage.run, ["the big red cat =>"], max_new_tokens=12) == [" dog on mat"]
+    assert outputs.generate(stage.run, ["the big red cat =>"], max_new_tokens=12) == [" dog on mat"]
 
 
 @pytest.mark.parametrize("method", ["grpo", "rloo", "ppo"])
