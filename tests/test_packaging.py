@@ -56,6 +56,7 @@ def test_the_wheel_holds_the_templates_and_nothing_of_the_tests(installed):
         "acceptance.html.jinja",
         "card.md.jinja",
         "report.html.jinja",
+        "style.css.jinja",
     }
     assert not (installed / "tests").exists()
 
