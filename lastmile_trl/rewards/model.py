@@ -236,30 +236,23 @@ def _sample(prompts: Sequence, references: Sequence) -> tuple[_Row, ...]:
 
 
 def _token_ids(model: str, rows: Sequence[_Row]) -> list[tuple[int, ...]]:
-    """Prompt, answer, end in the reward model's own tokens."""
+    """Prompt, answer, end in the reward model's own tokens: as generated, or as training on pairs has the answer."""
     from lastmile_trl.models import prompt_ids
+    from lastmile_trl.preferences.tokens import all_answer_ids
 
     tokenizer = _tokenizer(model, chat=not isinstance(rows[0].prompt, str))
-    asked = prompt_ids(tokenizer, [row.prompt for row in rows])
-    said = tokenizer([row.text for row in rows], add_special_tokens=False)["input_ids"]
-    return [
-        (*before, *_after(before, after, row, tokenizer), *([tokenizer.eos_token_id] if row.ended else []))
-        for before, after, row in zip(asked, said, rows, strict=True)
-    ]
-
-
-def _after(before: list[int], after: list[int], row: _Row, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens of an answer: as it was generated, or as training on pairs has it after its prompt."""
-    from lastmile_trl.data import completion
-
-    if row.generated or not isinstance(row.prompt, str):
-        return after
-    # A word is followed by a space, and a tokenizer may see the space otherwise at the start of a text.
-    text = completion(row.prompt, row.text) if row.text[:1].strip() else row.text
-    together = tokenizer(row.prompt + text)["input_ids"]
-    if together[: len(before)] == before:
-        return together[len(before) :]
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    said, told = [row for row in rows if row.generated], [row for row in rows if not row.generated]
+    asked = prompt_ids(tokenizer, [row.prompt for row in said])
+    texts = tokenizer([row.text for row in said], add_special_tokens=False)["input_ids"] if said else []
+    generated = (
+        (*before, *after, *[tokenizer.eos_token_id] * row.ended)
+        for row, before, after in zip(said, asked, texts, strict=True)
+    )
+    pairs = all_answer_ids(
+        tokenizer, [row.prompt for row in told], [row.text for row in told], [row.ended for row in told]
+    )
+    trained = ((*before, *answer) for before, answer in pairs)
+    return [next(generated if row.generated else trained) for row in rows]
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,5 +1,6 @@
 """A reward model that TRL's own trainer has made, as a reward: on a base of its own, and on the policy's."""
 
+import copy
 import json
 import pickle
 import random
@@ -158,6 +159,18 @@ def test_texts_are_read_as_training_on_pairs_has_them(prompts, plain):
     pairs = all_answer_ids(model._tokenizer(plain, chat=prompts is CHATS), prompts, TEXTS, ended)
     rows = [model._Row(*row) for row in zip(prompts, TEXTS, ended, strict=True)]
     assert model._token_ids(plain, rows) == [(*prompt, *answer) for prompt, answer in pairs]
+
+
+def test_what_a_template_puts_before_an_answer_is_read_too(monkeypatch, tokenizer):
+    template = tokenizer.chat_template.replace("{{ message.content }}", "{{ 'on ' if message.role == 'assistant' }}"
+                                               "{{ message.content }}")  # fmt: skip
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template = template
+    monkeypatch.setattr(model, "_tokenizer", lambda *_, **__: thinking)
+    rows = [model._Row(CHATS[0], "a cat"), model._Row(CHATS[1], "on a tree", False, True), model._Row(CHATS[2], "a")]
+    told, said, last = (thinking.decode(ids) for ids in model._token_ids("any", rows))
+    assert told.endswith("<|assistant|>on a cat<eos>") and last.endswith("<|assistant|>on a<eos>")
+    assert said.endswith("<|assistant|>on a tree")
 
 
 def test_chats(either, by_hand):
