@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHOICES = ("best_worst", "best_of_n", "margin")
+PAIR_COLUMNS = {"chosen", "rejected", "category", "chosen_ended", "rejected_ended"}  # what a row of pairs adds
 
 
 @dataclass
@@ -84,9 +85,10 @@ def collect(
         parts.append(ready(rows, asked.chosen, asked.rejected))
     if asked.negatives:
         parts.append(against_negatives(rows, data, asked, tokenizer, seed, answers))
-    elif answers is not None:
+    if answers is not None and "model_sample" not in (asked.negatives or {}):
         parts.append(ranked(answers, Samples(**asked.samples), seed))
-    pairs = [pair for part in parts for pair in part.pairs]
+    # In the order of rows: the first of them are of every kind.
+    pairs = sorted((pair for part in parts for pair in part.pairs), key=lambda pair: pair.row)
     skipped = {category: reasons for part in parts for category, reasons in part.skipped.items() if reasons}
     if not pairs:
         reasons = sorted({reason for counts in skipped.values() for reason in counts})
@@ -109,9 +111,14 @@ def ready(rows: Sequence[Mapping[str, Any]], chosen: str, rejected: str) -> Coll
         elif better == worse:
             skipped["both answers are the same"] += 1
         else:
-            ended = {key: row[key] for key in ("chosen_ended", "rejected_ended") if row.get(key) is not None}
-            pairs.append(Pair(number, better, worse, str(row.get("category") or "pairs"), **ended))
+            ended = (_ended(row.get(key)) for key in ("chosen_ended", "rejected_ended"))
+            pairs.append(Pair(number, better, worse, str(row.get("category") or "pairs"), *ended))
     return Collected(pairs, {"pairs": dict(skipped)})
+
+
+def _ended(cell: Any) -> bool:
+    """An answer ended by itself unless its row says otherwise; in a csv file that is a word."""
+    return cell_text(cell).lower() not in ("false", "0")
 
 
 def _answer_text(cell: Any) -> str:
