@@ -19,6 +19,22 @@ SPARE_TOKENS = (
 )  # fmt: skip
 
 
+def config_of(section: dict[str, Any], run: Path, seed: int) -> "ModelConfig":
+    """The section as ``trl.ModelConfig``; a model that is made in code is made in the run folder."""
+    from accelerate import PartialState
+    from trl import ModelConfig
+
+    if section["model_name_or_path"].startswith("synthetic:"):
+        from .synthetic import build_base
+
+        base = run / "base"
+        with PartialState().main_process_first():
+            if not base.exists():
+                build_base(base, seed=seed)
+        section = {**section, "model_name_or_path": str(base)}
+    return ModelConfig(**section)
+
+
 def read_json(model: str, name: str, revision: str | None = None) -> dict[str, Any] | None:
     """A small file of a model folder or hub repository, without loading the model; None where it has no such file."""
     folder = Path(model).expanduser()

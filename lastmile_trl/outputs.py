@@ -72,7 +72,7 @@ def decoder(run: Path, chat: bool = False) -> "tuple[PreTrainedTokenizerBase, Ca
     """The tokenizer of a run or model, and a function that loads its model at the first call."""
     from trl import ModelConfig
 
-    preflight.check_model(str(run))
+    preflight.check_language_model(str(run))
     stored = stored_recipe(run)
     section = {k: v for k, v in stored.model.items() if k != "model_revision"} if stored else {"dtype": "auto"}
     trust = bool(stored and stored.training.get("trust_remote_code"))

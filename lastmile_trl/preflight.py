@@ -12,7 +12,7 @@ from . import data as data_module
 from . import rewards
 from .errors import InputError, RunError, did_you_mean, unknown
 from .evaluation.metrics import ALWAYS_MEASURED
-from .models import adapter_config, read_json
+from .models import adapter_config, is_reward_model, read_json
 from .recipe import METHODS, RL, WITH_PAIRS, Recipe, short_names
 from .rewards import Reward
 from .rewards.model import Model, check_is_reward_model
@@ -93,9 +93,11 @@ def check_run_folder(recipe: Recipe, force: bool) -> None:
     found = differences(recipe)
     if recipe.method == "evaluate" and not {"method", "evaluation.runs"} & found.keys():
         return  # the same runs compared in another way
-    changed = [
-        text for key, text in found.items() if key == "evaluation.runs" or not key.startswith(("evaluation.", "hub."))
-    ]
+    free = ("evaluation.", "hub.", "preferences.require")
+    if recipe.method == "pairs":  # evaluation says which rows are held out; without its pairs a stage may filter anew
+        made = "trained" in (read_json(str(recipe.run), "environment.json") or {})
+        free = ("hub.",) if made else ("hub.", "preferences.filter")
+    changed = [text for key, text in found.items() if key == "evaluation.runs" or not key.startswith(free)]
     if changed and not force:
         raise InputError(
             f"{recipe.run} holds another recipe's run ({changed[0]}): set another training.output_dir, "
@@ -147,7 +149,8 @@ def _check_models(recipe: Recipe, upcoming: Collection[Path]) -> None:
         if Path(start) in upcoming or start.startswith("synthetic:"):
             continue
         own = start == model.get("model_name_or_path")
-        adapter = check_model(start, model.get("model_revision", "main") if own else "main")
+        check_start = check_model if own and recipe.method == "reward" else check_language_model
+        adapter = check_start(start, model.get("model_revision", "main") if own else "main")
         if adapter and own and recipe.method != "pairs":
             _check_adapter(start, adapter, recipe)
 
@@ -168,6 +171,14 @@ def check_model(start: str, revision: str = "main") -> dict | None:
             f"{start!r} is a sequence-to-sequence model ({config.get('model_type')}), which TRL's trainers cannot "
             "train: use a decoder-only model such as Qwen, Llama or GPT-2."
         )
+    return adapter
+
+
+def check_language_model(start: str, revision: str = "main") -> dict | None:
+    """Refuse a reward model too: it loads as a model that writes, with a head that has learned nothing."""
+    adapter = check_model(start, revision)
+    if is_reward_model(start, revision):
+        raise InputError(f"{start!r} is a reward model, which scores and does not write: name a language model.")
     return adapter
 
 
@@ -227,7 +238,11 @@ def _check_reward_models(chosen: list[Reward], recipe: Recipe, upcoming: Collect
     """The models that rewards and metrics load at their first call have to be there."""
     for reward in chosen:
         name = getattr(reward.function, "model", None)
-        if not hasattr(reward.function, "not_on_texts") or not isinstance(name, str) or Path(name) in upcoming:
+        if not hasattr(reward.function, "not_on_texts") or not isinstance(name, str):
+            continue
+        if getattr(reward.function, "share_base", False):
+            _check_shared_base(reward, recipe, distributed)
+        if Path(name) in upcoming:
             continue
         if isinstance(reward.function, Model):
             try:
@@ -236,8 +251,6 @@ def _check_reward_models(chosen: list[Reward], recipe: Recipe, upcoming: Collect
                 raise InputError(f"Reward {reward.name!r}: {error}") from error
         elif read_json(name, "config.json") is None and read_json(name, "modules.json") is None:
             raise InputError(f"Reward {reward.name!r}: {name!r} holds no model: no config.json.")
-        if getattr(reward.function, "share_base", False):
-            _check_shared_base(reward, recipe, distributed)
 
 
 def _check_shared_base(reward: Reward, recipe: Recipe, distributed: str) -> None:
@@ -285,13 +298,13 @@ def _check_preferences(recipe: Recipe) -> None:
         return
     from .evaluation.acceptance import check_require
     from .preferences.negatives import check_categories
-    from .preferences.pairs import Samples
+    from .preferences.pairs import PAIR_COLUMNS, Samples
     from .preferences.perplexity import Filter
 
     asked = recipe.preferences
     if asked.negatives is not None:
         check_categories(asked.negatives)
-        if "model_sample" in asked.negatives and not asked.samples:
+        if "model_sample" in asked.negatives and asked.samples is None:
             raise InputError(
                 "preferences.negatives.model_sample takes samples of a model, which a stage of `method: pairs` makes: "
                 "set preferences.samples there."
@@ -302,6 +315,11 @@ def _check_preferences(recipe: Recipe) -> None:
             _check_keys(f"preferences.{key}", given, section)
             section(**given)
     check_require(asked.require, None if asked.chosen else [*(asked.negatives or {})])
+    if recipe.method == "pairs" and (taken := PAIR_COLUMNS & {*data_module.template_columns(recipe.data)}):
+        raise InputError(
+            f"The template names the column {min(taken)!r}, which means something else in the pairs that this stage "
+            "writes: rename it in the data."
+        )
 
 
 def _check_keys(key: str, given: dict, section: type) -> None:

@@ -401,10 +401,11 @@ def _check_preferences(values: dict[str, Any], source: Path) -> None:
         raise InputError(
             f"{source}: preferences.chosen and preferences.rejected name the two columns of a pair: set both."
         )
-    if not (asked.chosen or asked.negatives or asked.samples):
+    if not (asked.chosen or asked.negatives or asked.samples is not None):
+        samples = "preferences.samples to rank answers of the model, " if method == "pairs" else ""
         raise InputError(
             f"{source}: `method: {method}` needs pairs: preferences.negatives to make bad answers of the references, "
-            "or preferences.chosen and preferences.rejected, the columns of ready pairs."
+            f"{samples}or preferences.chosen and preferences.rejected, the columns of ready pairs."
         )
     for key in ("samples", "filter"):
         if getattr(asked, key) is not None and method != "pairs":
@@ -477,9 +478,10 @@ def collect(names: Sequence[str | Path], overrides: Sequence[str] = ()) -> list[
 
 
 def _load_in_folder(path: Path, overrides: Sequence[str]) -> Recipe:
-    """A stage among others: what `training.seed=1` says to those that train, an evaluation need not know."""
-    if load(path).method == "evaluate":
-        overrides = [text for text in overrides if not text.startswith("training.")]
+    """A stage among others: what `training.` says to those that train, the others need not know, but for a seed."""
+    if (method := load(path).method) in IN_ONE_PROCESS:
+        known = ("training.seed=",) if method == "pairs" else ()
+        overrides = [text for text in overrides if not text.startswith("training.") or text.startswith(known)]
     return load(path, overrides)
 
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from . import data as data_module
 from . import models, preflight, rewards
 from .errors import InputError, RunError
 from .outputs import bar, decodings, fingerprint, free_memory, held_out_rows, outputs_of_run
-from .recipe import IN_ONE_PROCESS, METHODS, RL, Recipe, max_new_tokens, short_names
+from .recipe import IN_ONE_PROCESS, METHODS, RL, Data, Recipe, max_new_tokens, short_names
 from .run_folder import (
     alarms,
     environment_of,
@@ -135,7 +134,7 @@ def _train(recipe: Recipe) -> None:
         if recipe.method == "reward":
             return _accept(recipe, rows)
         outputs, held_out = outputs_of_run(recipe.run.name, recipe.run, recipe, rows)
-        _write_own_comparison(recipe, outputs, held_out, _task(recipe, rows))
+        _write_own_comparison(recipe, outputs, held_out, _untrained_metrics(recipe, rows, recipe.run))
 
 
 def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:
@@ -147,13 +146,19 @@ def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rew
     if trainer.accelerator.is_main_process:
         for decoding, settings in decodings(recipe.evaluation).items():
             keep_outputs(recipe.run, fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
-        _write_own_comparison(recipe, outputs, held_out, task)
+        metrics = _metrics(recipe, task)
+        _introduce(trainer, metrics)
+        _write_own_comparison(recipe, outputs, held_out, metrics)
 
 
-def _write_own_comparison(recipe: Recipe, outputs: dict, held_out: "Dataset", task: rewards.Task) -> None:
+def _metrics(recipe: Recipe, task: rewards.Task) -> "list[rewards.Reward]":
+    return rewards.prepare(rewards.build(recipe.evaluation.metrics), task)
+
+
+def _write_own_comparison(recipe: Recipe, outputs: dict, held_out: "Dataset", metrics: "list[rewards.Reward]") -> None:
     """A run beside itself post-processed, before it is held against others."""
     name = recipe.run.name
-    _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, task, _reward_names(recipe), [name])
+    _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, metrics, _reward_names(recipe), [name])
 
 
 def make_pairs(recipe: Recipe) -> None:
@@ -179,21 +184,12 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
     """The method's TRL trainer, the held-out rows with their prompts, and what rewards may know of the task."""
     from accelerate import PartialState
     from transformers import set_seed
-    from trl import ModelConfig
 
     from .evaluation.decoding import end_ids_of
 
     arguments = _arguments(recipe)
-    model_config = ModelConfig(**recipe.model)
+    model_config = models.config_of(recipe.model, recipe.run, recipe.seed)
     trust = arguments.trust_remote_code
-    if model_config.model_name_or_path.startswith("synthetic:"):
-        from .synthetic import build_base
-
-        base = recipe.run / "base"
-        with PartialState().main_process_first():
-            if not base.exists():
-                build_base(base, seed=arguments.seed)
-        model_config = replace(model_config, model_name_or_path=str(base))
     chat = bool(recipe.data.messages)
     tokenizer = models.load_tokenizer(model_config.model_name_or_path, model_config.model_revision, trust, chat)
     if chat and recipe.method == "sft":
@@ -293,7 +289,7 @@ def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task
     if recipe.method == "rloo" and trainer.log_completions:
         trainer.add_callback(callbacks.Completions(recipe.run, trainer))
     if recipe.evaluation.every and recipe.method != "reward":
-        metrics = rewards.prepare(rewards.build(recipe.evaluation.metrics), task)
+        metrics = _metrics(recipe, task)
         _introduce(trainer, metrics)
         chosen = trainer.reward_funcs if recipe.method in RL else []
         rows = held_out.to_list()
@@ -355,7 +351,6 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     """`method: evaluate`: decode the held-out rows with every run, and write the comparison."""
     _check_alone(recipe)
     rows = data_module.load(recipe.data)
-    task = _task(recipe, rows)
     runs = short_names(recipe.evaluation.runs)
     postprocess = recipe.evaluation.postprocess
     postprocess = [next(iter(runs))] if postprocess is None else postprocess
@@ -367,19 +362,27 @@ def compare(recipe: Recipe) -> dict[str, Any]:
             notes.append(f"{name} was trained with another data.{key}: it may have seen rows that are held out here.")
     for text in notes:
         note(text)
-    return _write_comparison(recipe, outputs, runs, held_out, task, rewarded, postprocess, notes)
+    metrics = _untrained_metrics(recipe, rows, next(iter(runs.values())))
+    return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, postprocess, notes)
 
 
-def _other_rows(trained: Any, evaluated: Any) -> str | None:
-    """The first key by which two data sections hold out different rows."""
+def _other_rows(trained: Data, evaluated: Data) -> str | None:
+    """The first key by which two data sections hold out different rows; pairs hold out what their own rows do."""
     keys = ("path", "name", "revision", "split", "eval_split", "held_out", "group_by")
-    return next((key for key in keys if getattr(trained, key) != getattr(evaluated, key)), None)
+    key = next((key for key in keys if getattr(trained, key) != getattr(evaluated, key)), None)
+    if key == "path" and (made := stored_recipe(Path(trained.path))) and made.method == "pairs":
+        return _other_rows(made.data, evaluated)
+    return key
 
 
-def _task(recipe: Recipe, rows: data_module.Rows) -> rewards.Task:
-    """What rewards may know of the training rows where no trainer has prepared them; the prompts are not shortened."""
-    prompts = [data_module.render(recipe.data, row) for row in rows.train]
-    return rewards.Task({**rewards.Task.of(rows.train).columns, "prompt": prompts})
+def _untrained_metrics(recipe: Recipe, rows: data_module.Rows, run: Path) -> "list[rewards.Reward]":
+    """The metrics where no trainer has prepared the training rows, which few of them ask for."""
+    train = rows.train
+    if any(hasattr(metric.function, "for_task") for metric in rewards.build(recipe.evaluation.metrics)):
+        trust = bool((stored := stored_recipe(run)) and stored.training.get("trust_remote_code"))
+        tokenizer = models.load_tokenizer(str(run), trust_remote_code=trust, chat=bool(recipe.data.messages))
+        train = data_module.with_prompts(train, recipe.data, tokenizer, [])
+    return _metrics(recipe, rewards.Task.of(train))
 
 
 def _write_comparison(
@@ -387,7 +390,7 @@ def _write_comparison(
     outputs: dict,
     runs: dict[str, Path],
     held_out: "Dataset",
-    task: rewards.Task,
+    metrics: "list[rewards.Reward]",
     rewarded: set[str],
     postprocess: list[str],
     notes: Sequence[str] = (),
@@ -398,7 +401,7 @@ def _write_comparison(
     result = comparison.compare(
         outputs,
         held_out.to_list(),
-        rewards.prepare(rewards.build(recipe.evaluation.metrics), task),
+        metrics,
         rewarded=rewarded,
         postprocessed=postprocess,
     )
@@ -442,12 +445,12 @@ def _accept(recipe: Recipe, rows: data_module.Rows) -> None:
 
     prompts, references = [row["prompt"] for row in rated], [row["references"][0] for row in rated]
     of_references = scores(prompts, references, [True] * len(rated))
-    [metric, *_] = rewards.prepare(rewards.build(recipe.evaluation.metrics), _task(recipe, rows))
+    first = _untrained_metrics(recipe, rows, recipe.run)[:1]
     samples = []
     for name, run in _language_models(recipe).items():
         for decoding, outputs in outputs_of_run(name, run, recipe, rows)[0].items():
             of_outputs = scores(prompts, [each.text.strip() for each in outputs], [each.ended for each in outputs])
-            measured = metrics.scored(outputs, rated, [metric])[metric.name]
+            [measured] = metrics.scored(outputs, rated, first).values() or [[None] * len(rated)]
             samples += [
                 acceptance.Sample(
                     name, decoding, row["prompt"], output.text, score, of_reference, len(output.text.split()),
@@ -457,7 +460,8 @@ def _accept(recipe: Recipe, rows: data_module.Rows) -> None:
                     rated, outputs, of_outputs, of_references, references, measured, strict=True
                 )
             ]  # fmt: skip
-    result = acceptance.acceptance(scored, samples, metric=metric.name, require=recipe.preferences.require)
+    metric = first[0].name if first else None
+    result = acceptance.acceptance(scored, samples, metric=metric, require=recipe.preferences.require)
     (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     histories = {recipe.run.name: history(recipe.run)}
     acceptance.write_page(result, histories, recipe.run / "report.html", recipe.evaluation.notes)

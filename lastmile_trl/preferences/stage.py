@@ -35,9 +35,7 @@ def make(recipe: Recipe) -> None:
 
     The filter is for training: the held-out pairs stay as they are, so that filters can be compared on them.
     """
-    from trl import ModelConfig
-
-    config = ModelConfig(**recipe.model)
+    config = models.config_of(recipe.model, recipe.run, recipe.seed)
     chat = bool(recipe.data.messages)
     tokenizer = models.load_tokenizer(config.model_name_or_path, config.model_revision, chat=chat)
     model = cache(lambda: on_device(models.load_model(config)))
@@ -49,7 +47,7 @@ def make(recipe: Recipe) -> None:
     report: dict[str, Any] = {"notes": rows.notes}
     for split, raw in (("train", rows.train), ("validation", rows.held_out)):
         answers = None
-        if recipe.preferences.samples:
+        if recipe.preferences.samples is not None:
             answers = _answers(recipe, prompted[split], task, tokenizer, model)
         found = collect(prompted[split], recipe.data, recipe.preferences, tokenizer, recipe.seed, answers)
         report[split] = _counts(found)
@@ -57,16 +55,17 @@ def make(recipe: Recipe) -> None:
             found.pairs, report["filter"] = _filtered(recipe, found.pairs, train, tokenizer, model)
         if split == "train":
             report["examples"] = _examples(found.pairs, train)
-        lines = (json.dumps(_line(pair, raw[pair.row], recipe), ensure_ascii=False) for pair in found.pairs)
+        told = (_line(pair, raw[pair.row]) for pair in found.pairs)
+        lines = (json.dumps(line, ensure_ascii=False, default=str) for line in told)  # a date becomes a text
         (recipe.run / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (recipe.run / "pairs.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _line(pair: Pair, row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def _line(pair: Pair, row: dict[str, Any]) -> dict[str, Any]:
     """A pair with the columns of its row, so that the same template makes the same prompt of it."""
-    kept = {name: value for name, value in row.items() if name not in ("chosen", "rejected", "category")}
-    answers = {key: getattr(pair, key) for key in ("chosen", "rejected", "category", "chosen_ended", "rejected_ended")}
-    return kept | answers
+    answers = asdict(pair)
+    del answers["row"]
+    return row | answers
 
 
 def _counts(found: Collected) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def _own_surprises(
 def lines(run: Path) -> list[str]:
     """The report of a run folder for a terminal: counts, what the filter did, a pair of each category."""
     report = json.loads((run / "pairs.json").read_text(encoding="utf-8"))
-    shown = []
+    shown = list(report["notes"])
     for split in ("train", "validation"):
         for category, counts in report[split].items():
             skipped = "".join(f"; {count} not: {reason}" for reason, count in counts["skipped"].items())

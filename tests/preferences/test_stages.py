@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from safetensors.torch import load_file
 
 from lastmile_trl import preflight, run_folder, train
 from lastmile_trl.errors import InputError, RunError
+from lastmile_trl.outputs import generate
 from lastmile_trl.preferences import stage
 from lastmile_trl.recipe import WITH_PAIRS, Recipe, collect
+from lastmile_trl.rewards import model as reward_model
 from tests.conftest import sentence, write_jsonl
 
 LOOSE = {"keep": "chosen", "prompts": 16, "lower_quantile": None, "length_ratio": None, "balance": None}
@@ -80,6 +83,9 @@ def test_pairs_of_negatives_are_a_data_set_that_the_same_template_reads(recipe):
     asked = 32  # rows to train on
     assert all(kind["pairs"] + sum(kind["skipped"].values()) == asked for kind in report["train"].values())
     assert "train" in (said := "\n".join(stage.lines(made.run))) and "truncated" in said
+    fewer = Recipe(made.source, {**made.values, "evaluation": {**made.values["evaluation"], "rows": 8}})
+    [problem] = preflight.check(fewer).problems  # the rows that are held out are those of the pairs
+    assert "evaluation.rows was 16, is 8" in problem
 
     ready = {"path": str(made.run), "references": "references", "eval_split": "validation"}
     reward = recipe("reward", run="reward", data=ready, preferences={"chosen": "chosen", "rejected": "rejected"})
@@ -87,6 +93,38 @@ def test_pairs_of_negatives_are_a_data_set_that_the_same_template_reads(recipe):
     train.run(reward)
     assert set(evaluation(reward)["categories"]) == {"truncated", "shuffled"}
     assert made.run.as_posix() in json.loads((reward.run / "environment.json").read_text())["started_from"]
+    # what the pairs hold out, their own rows hold out too
+    assert train._other_rows(reward.data, made.data) is None
+    assert train._other_rows(reward.data, recipe("sft", data={"held_out": 3}).data) == "held_out"
+
+
+def test_samples_with_the_defaults_beside_negatives(recipe):
+    negatives = {"chosen": None, "rejected": None, "negatives": {"truncated": 1}, "samples": {}}
+    made = recipe("pairs", rewards=["tests.preferences.test_stages:counts"], preferences=negatives)
+    train.run(made)
+    rows = lines(made.run / "train.jsonl")
+    assert {row["category"] for row in rows[:8]} == {"truncated", "samples"}
+    of_samples = recipe(
+        "pairs", run="next", rewards=["rouge"], preferences=negatives | {"negatives": {"model_sample": 1}}
+    )
+    assert not preflight.check(of_samples).problems
+
+
+def test_rows_with_what_json_cannot_say_and_a_model_made_in_code(recipe, tmp_path):
+    from datasets import Dataset
+
+    rows = [{"source": sentence(n, 12), "target": sentence(n, 5), "when": date(2024, 5, n + 1)} for n in range(24)]
+    rows[0]["target"] = ""
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    made = recipe(
+        "pairs",
+        model={"model_name_or_path": "synthetic:tiny"},
+        data={"path": str(tmp_path / "rows.parquet"), "held_out": 8},
+        preferences={"chosen": None, "rejected": None, "negatives": {"truncated": 1}},
+    )
+    train.run(made)
+    assert {row["when"][:8] for row in lines(made.run / "train.jsonl")} == {"2024-05-"}
+    assert "1 of " in stage.lines(made.run)[0] and "empty reference" in stage.lines(made.run)[0]
 
 
 def test_samples_ranked_by_a_reward(recipe):
@@ -148,6 +186,15 @@ def test_the_filter_keeps_what_the_model_might_say(recipe, tmp_path):
         "chosen": "bad", "rejected": "good", "filter": made.preferences.filter})  # fmt: skip
     with pytest.raises(RunError, match="preferences.filter keeps . of 32 pairs .*min_kept"):
         train.run(turned)
+    # with another filter it goes on from what was measured
+    measured = (turned.run / "perplexity.jsonl").stat()
+    looser = Recipe(turned.source, json.loads(json.dumps(turned.values)))
+    looser.values["preferences"]["filter"] |= {"max_perplexity": 1e9}
+    assert not preflight.check(looser).problems
+    train.run(looser)
+    assert len(lines(turned.run / "train.jsonl")) == 32
+    assert (turned.run / "perplexity.jsonl").stat() == measured
+    assert "preferences.filter.max_perplexity was" in preflight.check(turned).problems[0]  # its pairs are made
 
 
 # --- reward --------------------------------------------------------------------------------------------------------
@@ -198,7 +245,10 @@ def test_a_bad_reward_model_stops_the_pipeline_and_says_why(recipe):
     assert (made.run / "model.safetensors").exists()
     # trained already: with a lower bar it is only judged again
     looser = recipe("reward", preferences={"chosen": "bad", "rejected": "bad2", "require": {"accuracy": 0.0}})
-    assert run_folder.is_trained(looser)
+    assert run_folder.is_trained(looser) and not preflight.check(looser).problems
+    trained = (made.run / "model.safetensors").stat()
+    train.run(looser)
+    assert run_folder.is_done(looser) and (made.run / "model.safetensors").stat() == trained
 
 
 def test_a_reward_model_rewards(recipe):
@@ -211,6 +261,39 @@ def test_a_reward_model_rewards(recipe):
     logged = [row["rewards/model/mean"] for row in run_folder.history(policy.run) if "rewards/model/mean" in row]
     assert len(logged) == 2 and all(logged)
     assert str(made.run) in json.loads((policy.run / "environment.json").read_text())["started_from"]
+    # it scores, and does not write
+    for method, sections in (("dpo", {"model": {"model_name_or_path": str(made.run)}}),
+                             ("reward", {"evaluation": {"runs": [str(made.run)]}})):  # fmt: skip
+        [problem] = preflight.check(recipe(method, run="next", **sections)).problems
+        assert "is a reward model" in problem
+    with pytest.raises(InputError, match="is a reward model"):
+        generate(made.run, ["the cat"])
+
+
+def test_a_metric_on_the_policys_base_loads_no_second_one(recipe, monkeypatch):
+    made = recipe("reward", run="reward", model=LORA)
+    train.run(made)
+    monkeypatch.setattr(reward_model, "_load", lambda *_: pytest.fail("a second base"))
+    metrics = [{"model": {"model": str(made.run), "share_base": True}}]
+    policy = recipe("grpo", run="grpo", model=LORA, rewards=["tests.preferences.test_stages:counts"], training={
+        "num_generations": 4, "max_completion_length": 12}, evaluation={"metrics": metrics})  # fmt: skip
+    train.run(policy)
+    assert all("model" in entry["metrics"] for entry in evaluation(policy)["results"])
+
+
+def test_long_rows_are_cut_for_the_reward_model_too(recipe, tmp_path, tiny_model_folder):
+    """Also where no trainer has prepared the rows: the model reads 512 tokens."""
+    made = recipe("reward", run="reward", data={"max_prompt_tokens": 64}, evaluation={"metrics": []})
+    rows = [
+        {"source": sentence(n, 600), "target": sentence(n, 5), "good": sentence(n, 5), "bad": "a"} for n in range(48)
+    ]
+    write_jsonl(Path(made.data.path), rows)
+    train.run(made)
+    assert evaluation(made)["metric"] is None
+    metrics = [{"model": {"model": str(made.run)}}]
+    compared = {"rows": 4, "max_new_tokens": 4, "runs": [str(tiny_model_folder)], "metrics": metrics}
+    values = {"data": made.values["data"], "evaluation": compared, "training": {"output_dir": str(tmp_path / "both")}}
+    train.run(Recipe(Path("both.yaml"), {"method": "evaluate", **values}))
 
 
 # --- dpo -----------------------------------------------------------------------------------------------------------
@@ -274,6 +357,20 @@ def test_what_would_stop_the_stage_is_found_before(recipe, method, preferences, 
     assert re.search(said, problem)
 
 
+def test_a_column_that_pairs_would_write_over_is_found_before(recipe):
+    problems = preflight.check(recipe("pairs", data={"prompt": "{category}: {source}"})).problems
+    assert "The template names the column 'category'" in problems[0]
+
+
+def test_a_base_that_cannot_be_shared_is_found_before_its_reward_model_is_trained(recipe, tmp_path):
+    rewarded = [{"model": {"model": str(tmp_path / "reward"), "share_base": True}}]
+    policy = recipe("grpo", rewards=rewarded, training={"num_generations": 4})
+    assert "share_base" in preflight.check(policy, upcoming={tmp_path / "reward"}).problems[0]
+    policy.model["use_peft"] = True
+    assert not preflight.check(policy, upcoming={tmp_path / "reward"}).problems
+    assert "FSDP" in preflight.check(policy, upcoming={tmp_path / "reward"}, distributed="FSDP").problems[0]
+
+
 def test_a_reward_that_is_no_reward_model_is_found_before(recipe, tiny_model_folder):
     policy = recipe("grpo", rewards=[{"model": {"model": str(tiny_model_folder)}}], training={"num_generations": 4})
     [problem] = preflight.check(policy).problems
@@ -295,7 +392,7 @@ def test_a_folder_runs_in_the_order_of_what_is_needed(tmp_path):
     }
     for name, text in stages.items():
         (tmp_path / f"recipes/task/{name}.yaml").write_text(text)
-    recipes = collect([tmp_path / "recipes/task"], ["training.seed=3"])
+    recipes = collect([tmp_path / "recipes/task"], ["training.seed=3", "training.report_to=none"])
     assert [recipe.source.stem for recipe in recipes] == ["d_sft", "c_pairs", "b_reward", "a_policy", "e_compare"]
     assert [recipe.training.get("seed") for recipe in recipes] == [3, 3, 3, 3, None]
     assert [recipe.overrides for recipe in recipes][-1] == ()
