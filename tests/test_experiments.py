@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("quickstart_experiment", ROOT / "experiments/quickstart/run.py")
-experiment = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(experiment)
+
+
+def script(name):
+    """The module of an experiment."""
+    spec = importlib.util.spec_from_file_location(f"{name}_experiment", ROOT / f"experiments/{name}/run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+experiment = script("quickstart")
 
 
 @pytest.mark.parametrize("page", ["README.md", "experiments/quickstart/README.md"])
@@ -27,3 +35,13 @@ def test_rl_raw_beat_sft_raw_on_held_out_rouge_for_every_seed():
         for entry in grpo:
             assert entry["difference"]["rouge/rougeL"]["low"] > 0, seed
             assert entry["difference"]["repetition"]["low"] > 0, seed
+
+
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [("perplexity", ["reward_table", "dpo_table"]), ("last_mile", ["reward_table", "outputs_table", "differences_table"])],
+)
+def test_the_tables_of_learned_rewards_are_those_of_the_stored_results(name, tables):
+    text, module = (ROOT / f"experiments/{name}/README.md").read_text(), script(name)
+    assert sorted(module.stored()) == [0, 1, 2]
+    assert all(getattr(module, table)(module.stored()) in text for table in tables)
