@@ -449,7 +449,7 @@ def _accept(recipe: Recipe, rows: data_module.Rows) -> None:
     samples = []
     for name, run in _language_models(recipe).items():
         for decoding, outputs in outputs_of_run(name, run, recipe, rows)[0].items():
-            of_outputs = scores(prompts, [each.text.strip() for each in outputs], [each.ended for each in outputs])
+            [of_outputs] = metrics.scored(outputs, rated, [model]).values()  # as RL has them read
             [measured] = metrics.scored(outputs, rated, first).values() or [[None] * len(rated)]
             samples += [
                 acceptance.Sample(

@@ -212,6 +212,11 @@ def test_a_reward_model_learns_the_pairs_and_is_judged(recipe, model):
     assert {(entry["run"], entry["decoding"]) for entry in result["samples"]} == {
         ("tiny", "greedy"), ("tiny", "sampled")
     }  # fmt: skip
+    shown = result["examples"]["samples"][0]  # scored as RL has it read: as it was generated
+    said = {"prompts": [shown["prompt"]], "completion_ids": [[]], "ended": [False]}
+    given = {"model": str(made.run), "centre": False, "load_in_4bit": bool(model.get("load_in_4bit"))}
+    [score] = reward_model.Model(**given)([shown["text"]], **said)
+    assert score == pytest.approx(shown["score"], abs=1e-3)
     looks = [row["eval_accuracy"] for row in run_folder.history(made.run) if "eval_accuracy" in row]
     assert len(looks) == 2 and looks[-1] > 0.9
     assert (made.run / "report.html").exists() and run_folder.is_done(made)
