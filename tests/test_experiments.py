@@ -39,7 +39,10 @@ def test_rl_raw_beat_sft_raw_on_held_out_rouge_for_every_seed():
 
 @pytest.mark.parametrize(
     ("name", "tables"),
-    [("perplexity", ["reward_table", "dpo_table"]), ("last_mile", ["reward_table", "outputs_table", "differences_table"])],
+    [
+        ("perplexity", ["reward_table", "dpo_table"]),
+        ("last_mile", ["reward_table", "outputs_table", "differences_table"]),
+    ],
 )
 def test_the_tables_of_learned_rewards_are_those_of_the_stored_results(name, tables):
     text, module = (ROOT / f"experiments/{name}/README.md").read_text(), script(name)
