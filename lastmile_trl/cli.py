@@ -358,9 +358,7 @@ def _pairs(words: argparse.Namespace) -> int:
     recipe = Recipe(source.source, OmegaConf.to_container(config))
     if problems := preflight.check(recipe, force=words.force).problems:
         raise InputError(" ".join(problems))
-    if words.force:
-        os.environ["LASTMILE_FORCE"] = "1"
-    train.run(recipe)
+    train.run(recipe, words.force)
     _show(output)
     return 0
 

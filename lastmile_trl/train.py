@@ -42,8 +42,8 @@ TRAINERS = {
 }
 
 
-def run(recipe: Recipe) -> None:
-    """Run the stage and fill its run folder."""
+def run(recipe: Recipe, force: bool = False) -> None:
+    """Run the stage and fill its run folder; with `force`, whatever run it holds."""
     from accelerate import PartialState
 
     state = PartialState(**_device())
@@ -57,7 +57,7 @@ def run(recipe: Recipe) -> None:
         raise RunError(f"{sharded_by} was asked for, but {state.distributed_type.value} started: see --accelerate.")
     started = time.monotonic()
     if state.is_main_process:
-        _prepare_folder(recipe)
+        _prepare_folder(recipe, force or os.environ.get("LASTMILE_FORCE") == "1")
         (recipe.run / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
         write_environment(recipe, state)
     state.wait_for_everyone()
@@ -76,9 +76,8 @@ def run(recipe: Recipe) -> None:
     state.wait_for_everyone()
 
 
-def _prepare_folder(recipe: Recipe) -> None:
+def _prepare_folder(recipe: Recipe, force: bool) -> None:
     """An empty folder, or that of a run from the same starts that goes on, or is only evaluated otherwise."""
-    force = os.environ.get("LASTMILE_FORCE") == "1"
     preflight.check_run_folder(recipe, force)
     if recipe.run.exists():
         stored = environment_of(recipe.run).get("started_from")
