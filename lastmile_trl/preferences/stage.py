@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lastmile_trl import data as data_module
 from lastmile_trl import models, rewards
+from lastmile_trl.errors import RunError
 from lastmile_trl.evaluation.metrics import totals
 from lastmile_trl.outputs import bar, fingerprint, held_out_rows, on_device
 from lastmile_trl.preferences import perplexity
@@ -146,7 +147,8 @@ def _filtered(
     model: Callable[[], Any],
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs that pass, and the filter's report."""
-    asked, name, prompts = perplexity.Filter(**recipe.preferences.filter), str(recipe.starts_from[0]), rows["prompt"]
+    asked, name = perplexity.Filter(**recipe.preferences.filter), str(recipe.starts_from[0])
+    prompts = list(rows["prompt"])
     told = [asdict(pair) | {"prompt": prompts[pair.row]} for pair in pairs]
     with bar(f"perplexity under {name}", len(pairs)) as on_batch:
         chosen, rejected = perplexity.measured(
@@ -158,12 +160,14 @@ def _filtered(
             batch_size=asked.batch_size,
             on_batch=on_batch,
         )
-    own = _own_surprises(recipe, list(prompts), asked, tokenizer, model) if asked.needs_samples else None
+    own = _own_surprises(recipe, prompts, asked, tokenizer, model) if asked.needs_samples else None
     selection = perplexity.select(asked, chosen, rejected, own)
     report = perplexity.report(selection, chosen, rejected, own, [pair.category for pair in pairs])
-    if len(selection.kept) < asked.min_kept * len(pairs):
+    try:
+        perplexity.check_kept(asked, selection)
+    except RunError:
         note("\n".join(perplexity.lines(report)))
-    perplexity.check_kept(asked, selection)
+        raise
     return [pairs[row] for row in selection.kept], report
 
 
