@@ -1,6 +1,7 @@
 """The tokenizer and the model a stage starts from, as ``trl.ModelConfig`` describes them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +153,18 @@ def load_model(config: "ModelConfig", trust_remote_code: bool = False, trainable
     if not adapter:
         return model
     return PeftModel.from_pretrained(model, path, is_trainable=trainable, revision=revision)
+
+
+def load_guide(
+    name: str, config: "ModelConfig", tokenizer: "PreTrainedTokenizerBase", trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """The model that guides a policy: loaded as that is, and with its tokenizer, whose ids it continues."""
+    if load_tokenizer(name, trust_remote_code=trust_remote_code).get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"guidance.guide {name!r} has another tokenizer than the policy, so it cannot continue its tokens: serve it "
+            "and name its endpoint."
+        )
+    return load_model(replace(config, model_name_or_path=name, model_revision="main"), trust_remote_code)
 
 
 def load_reward_model(config: "ModelConfig", trust_remote_code: bool = False) -> "PreTrainedModel":

@@ -29,6 +29,7 @@ from .screen import note
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer
+    from trl import ModelConfig
 
     from .evaluation.decoding import Output
 
@@ -210,17 +211,42 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
         model = models.load_model(model_config, trust, trainable=True)
     task = rewards.Task.of(train, end_ids_of(model, tokenizer))
     chosen = rewards.prepare(rewards.build(recipe.rewards), task)
-    trainer = _load_class(TRAINERS[recipe.method])(
+    trainer_class, more = _load_class(TRAINERS[recipe.method]), {}
+    if recipe.method in RL:
+        more["reward_funcs"] = chosen
+    if getattr(recipe, "guidance", None):
+        trainer_class, guidance = _guided(trainer_class, recipe, model_config, tokenizer)
+        more |= guidance
+    trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         peft_config=models.new_adapter(model_config, "SEQ_CLS" if recipe.method == "reward" else "CAUSAL_LM"),
-        **({"reward_funcs": chosen} if recipe.method in RL else {}),
+        **more,
     )
     _introduce(trainer, chosen)
     return trainer, held_out, task
+
+
+def _guided(
+    trainer_class: type, recipe: Recipe, model_config: "ModelConfig", tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[type, dict[str, Any]]:
+    """The trainer's class with a guide, and what it takes more."""
+    from . import guides
+    from .preferences.tokens import all_answer_ids
+    from .trainers.guidance import guided
+
+    def encode(prompts: list, texts: list[str]) -> list[list[int]]:
+        return [answer for _, answer in all_answer_ids(tokenizer, prompts, texts)]
+
+    named = recipe.guidance.guide
+    if guides.kind_of(named) == "model":
+        guide = models.load_guide(named, model_config, tokenizer, recipe.training.get("trust_remote_code", False))
+    else:
+        guide = guides.build(named, recipe.guidance.sampling, recipe.seed)
+    return guided(trainer_class), {"guidance": recipe.guidance, "guide": guide, "encode": encode}
 
 
 def _introduce(trainer: "Trainer", chosen: "list[rewards.Reward]") -> None:

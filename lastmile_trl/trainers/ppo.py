@@ -6,8 +6,6 @@ the KL penalty and the score as rewards of tokens, generalised advantages, the c
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from transformers.utils import find_adapter_config_file
 from trl import GRPOTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
+from lastmile_trl.trainers.attributes import replaced
 from lastmile_trl.trainers.estimates import gae, merged, moments, next_beta, value_loss
 from lastmile_trl.trainers.ppo_config import PPOConfig
 
@@ -140,7 +139,7 @@ class PPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         self._keep = logits_to_keep
         given = (model, input_ids, attention_mask, logits_to_keep, *args)
-        with _set(self, "_heard", []):
+        with replaced(self, _heard=[]):
             found = super()._get_per_token_logps_and_entropies(*given, **kwargs)
             self._passes.append((found[0], torch.cat(self._heard) if self._heard else None))
         return found
@@ -167,7 +166,7 @@ class PPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         args, mode = self.args, "train" if self.model.training else "eval"
         self._passes = []
-        with _set(self, "num_iterations", math.inf):  # TRL spares the old log-probabilities where one step uses them
+        with replaced(self, num_iterations=math.inf):  # TRL spares the old log-probabilities where one step uses them
             batch = super()._generate_and_score_completions(inputs)
         with torch.no_grad():
             old_logps, values = self._first_pass(batch, getattr(args, f"per_device_{mode}_batch_size"))
@@ -230,7 +229,7 @@ class PPOTrainer(GRPOTrainer):
     def _compute_loss(self, model, inputs):
         mode, mask = "train" if self.model.training else "eval", inputs["tool_mask"]
         self._passes = []
-        with _set(self, "beta", 0.0):  # the KL penalty is in the rewards
+        with replaced(self, beta=0.0):  # the KL penalty is in the rewards
             loss = super()._compute_loss(model, inputs)
         logps, values = self._first_pass(inputs, len(mask))
 
@@ -336,14 +335,3 @@ class PPOTrainer(GRPOTrainer):
         logged, everyone = self._logs["advantages"], self.accelerator.gather(advantages).tolist()
         for place in range(1, 1 + min(len(logged), len(everyone))):
             logged[-place] = everyone[-place]
-
-
-@contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value of an attribute for a while."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
