@@ -161,8 +161,8 @@ def load_guide(
     """The model that guides a policy: loaded as that is, and with its tokenizer, whose ids it continues."""
     if load_tokenizer(name, trust_remote_code=trust_remote_code).get_vocab() != tokenizer.get_vocab():
         raise InputError(
-            f"guidance.guide {name!r} has another tokenizer than the policy, so it cannot continue its tokens: serve it "
-            "and name its endpoint."
+            f"guidance.guide {name!r} has another tokenizer than the policy, so it cannot continue its tokens: serve "
+            "it and name its endpoint."
         )
     return load_model(replace(config, model_name_or_path=name, model_revision="main"), trust_remote_code)
 

@@ -74,7 +74,9 @@ class Guided:
         if guidance.guide == "base" and not is_peft_model(self.model):
             self.guide = self.ref_model
         elif isinstance(guide, torch.nn.Module):
-            self.guide = guide.requires_grad_(False).eval().to(self.accelerator.device)
+            guide.requires_grad_(False).eval()
+            if not getattr(guide, "is_quantized", False):  # such a one lies where it was loaded
+                guide.to(self.accelerator.device)
         self._rows: list[dict[str, Any]] = []
         self._roll_outs: list[RollOut] = []
         self._at = (-1, 0)  # the optimiser step of the last roll-out, and its number within that step
@@ -104,7 +106,7 @@ class Guided:
         self._span = asked.span or (1 if self._shares else None)
 
     def _base(self) -> PreTrainedModel | str | None:
-        """The policy as it was: TRL's frozen copy, of the model or of an adapter that goes on, or the adapter's base."""
+        """The policy as it was: TRL's frozen copy of the model or of an adapter that goes on, or a new one's base."""
         if not is_peft_model(self.model):
             return self.ref_model
         if self._goes_on:

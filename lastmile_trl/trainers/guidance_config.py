@@ -45,8 +45,8 @@ class GuidanceConfig:
     guide: str | dict | None = field(
         default=None,
         metadata={
-            "help": "references; base: the policy as it was (its adapter off, or TRL's frozen copy); a model or adapter; "
-            " package.module:function of (prompts, prefixes); or {endpoint: url, model: name, ...}."
+            "help": "references; base: the policy as it was (adapter off, or TRL's frozen copy); a model or adapter; "
+            "package.module:function of (prompts, prefixes); or {endpoint: url, model: name, ...}."
         },
     )
     probability: float = field(default=0.8, metadata={"help": "That a roll-out is guided; the others are as ever."})
