@@ -5,7 +5,6 @@ with every column a list of one value per completion. Higher is better, so penal
 row cannot be scored.
 """
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +12,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
-from lastmile_trl.errors import InputError, RunError, nearest, unknown
+from lastmile_trl.dotted import find
+from lastmile_trl.errors import InputError, RunError, unknown
 from lastmile_trl.rewards.base import Task, completion_text
 
 REGISTRY = {
@@ -270,21 +270,10 @@ def _load(key: str) -> Callable:
     if ":" not in key and key not in REGISTRY:
         error = unknown("Reward", key, REGISTRY)
         raise InputError(f"{error} For one of your own, write package.module:attribute.")
-    module_name, _, attribute = REGISTRY.get(key, key).partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(
-            f"Reward '{key}': importing {module_name!r} failed with {type(error).__name__}: {error}; "
-            "is it installed, or its folder on PYTHONPATH?"
-        ) from error
-    if not hasattr(module, attribute):
-        close = nearest(attribute, vars(module))
-        hint = f": did you mean '{close}'?" if close else "."
-        raise InputError(f"Reward '{key}': module '{module_name}' has no '{attribute}'{hint}")
-    if not callable(getattr(module, attribute)):
+    found = find(REGISTRY.get(key, key), f"Reward '{key}'")
+    if not callable(found):
         raise InputError(f"Reward '{key}' is neither a function nor a class.")
-    return getattr(module, attribute)
+    return found
 
 
 def _make(key: str, found: Callable, arguments: dict[str, Any]) -> Callable:
