@@ -1,9 +1,11 @@
 """Rows to prompts, completions and references: the same prompt in SFT, RL and evaluation."""
 
 import csv
+import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"
 # Names that TRL or an evaluation passes to rewards itself, or that TRL takes for images and tools.
 TAKEN = {"prompts", "completion", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric",
          "ended", "image", "images", "tools", "environment", "environments"}  # fmt: skip
+BEGINNING = "beginning"  # the column that data.split_at makes
 
 
 @dataclass
@@ -82,22 +85,51 @@ def _leave_out_leaks(rows: Rows, data: Data) -> None:
 
 
 def read(data: Data, split: str, labelled: bool = True) -> "Dataset":
-    """The rows of one split with the columns that the section names, grouped if it says so.
+    """The rows of one split with the columns that the section names, split and grouped if it says so.
 
-    Rows to predict for are not ``labelled``: they need no references.
+    Rows to predict for are not ``labelled``: they need no references, and have a ``beginning`` of their own.
     """
     rows = open_split(data, split)
+    splits = labelled and data.split_at is not None
+    columns = [*rows.column_names, *([BEGINNING] if splits else [])]
     template = "prompt" if data.prompt else "messages"
     named = [("shorten", data.shorten), *((template, column) for column in template_columns(data))]
     if labelled:
         named += [("references", data.references), ("group_by", data.group_by)]
     for key, column in named:
-        if column is not None and column not in rows.column_names:
+        if column is not None and column not in columns:
             raise InputError(
-                f"data.{key}: {data.path!r} has no column {column!r}, only {', '.join(rows.column_names)}"
-                f"{did_you_mean(column, rows.column_names)}"
+                f"data.{key}: {data.path!r} has no column {column!r}, only {', '.join(columns)}"
+                f"{did_you_mean(column, columns)}"
             )
+    rows = _split_texts(rows, data) if splits else rows
     return _group(rows, data.group_by, data.references) if labelled and data.group_by else rows
+
+
+def _split_texts(rows: "Dataset", data: Data) -> "Dataset":
+    """Each text as its first words and the rest; one without more words has no rest."""
+    if BEGINNING in rows.column_names:
+        raise InputError(f"data.split_at makes a column {BEGINNING!r}, and {data.path!r} has one: rename it there.")
+    if BEGINNING not in template_columns(data):
+        raise InputError(f"data.split_at makes a column {BEGINNING!r}, which no template names: write {{{BEGINNING}}}.")
+    if wrong := next((text for text in rows[data.references] if not isinstance(text, str | None)), None):
+        raise InputError(f"data.split_at splits one text a row, and {data.references!r} holds {wrong!r:.80}.")
+
+    def split(text: str | None) -> dict[str, str]:
+        return dict(zip((BEGINNING, data.references), split_text(text or "", data.split_at), strict=True))
+
+    return rows.map(split, input_columns=data.references)
+
+
+def split_text(text: str, words: int) -> tuple[str, str]:
+    r"""The first words of a text and what follows them, both as they stand in it.
+
+    >>> split_text("A film\nabout  cats.", 3), split_text("A film", 3)
+    (('A film\nabout', '  cats.'), ('A film', ''))
+    """
+    ends = [word.end() for word in islice(re.finditer(r"\S+", text), words)]
+    end = ends[-1] if ends else 0
+    return text[:end], text[end:]
 
 
 def _group(rows: "Dataset", by: str, references: str) -> "Dataset":

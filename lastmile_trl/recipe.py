@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import InputError, did_you_mean, unknown
 from .schema import accepts, annotations, choices
+from .trainers.guidance_config import MODES, GuidanceConfig
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Data:
     prompt: str | None = None  # template over columns, plain text
     messages: list | None = None  # the same as chat messages: [{role, content}, ...]
     group_by: str | None = None  # rows alike in this column are one row, with the references of all
+    split_at: int | None = None  # words of a reference that are the column `beginning`; the rest is the reference
     name: str | None = None  # configuration of a hub data set
     revision: str | None = None
     split: str = "train"
@@ -110,12 +112,13 @@ SECTIONS = {  # section -> its class; `training` depends on the method, `rewards
     "model": "trl.trainer.model_config:ModelConfig",
     "data": "lastmile_trl.recipe:Data",
     "preferences": "lastmile_trl.recipe:Preferences",
+    "guidance": "lastmile_trl.trainers.guidance_config:GuidanceConfig",
     "evaluation": "lastmile_trl.recipe:Evaluation",
     "hub": "lastmile_trl.recipe:Hub",
 }
 
 POSITIVE = {  # section -> numbers that make no sense below 1
-    "data": ("held_out", "max_prompt_tokens", "max_reference_tokens", "max_rows"),
+    "data": ("split_at", "held_out", "max_prompt_tokens", "max_reference_tokens", "max_rows"),
     "evaluation": ("every", "rows", "max_new_tokens", "batch_size"),
     "training": ("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"),
 }
@@ -186,6 +189,11 @@ class Recipe:
         return Preferences(**self.values.get("preferences", {}))
 
     @cached_property
+    def guidance(self) -> GuidanceConfig | None:
+        """The guidance section; None where no guide takes part in roll-outs."""
+        return GuidanceConfig(**self.values["guidance"]) if "guidance" in self.values else None
+
+    @cached_property
     def evaluation(self) -> Evaluation:
         """The evaluation section, with its defaults."""
         return Evaluation(**self.values.get("evaluation", {}))
@@ -212,13 +220,23 @@ class Recipe:
         return runs if self.method == "evaluate" else [self.model["model_name_or_path"], *runs]
 
     @property
+    def guide_model(self) -> str | None:
+        """The model that guides, where a model does."""
+        if self.guidance is None:
+            return None
+        from .guides import kind_of
+
+        return self.guidance.guide if kind_of(self.guidance.guide) == "model" else None
+
+    @property
     def needs(self) -> list[str]:
-        """All that may be the run folder of an earlier stage: models, reward models, a critic, pairs."""
+        """All that may be the run folder of an earlier stage: models, reward models, a critic, a guide, pairs."""
         listed = [*self.rewards, *self.evaluation.metrics]
         arguments = [next(iter(entry.values())) or {} for entry in listed if isinstance(entry, dict)]
         models = [given["model"] for given in arguments if isinstance(given.get("model"), str)]
         critic = [self.training["critic"]] if isinstance(self.training.get("critic"), str) else []
-        return [*self.starts_from, self.data.path, *models, *critic]
+        guide = [self.guide_model] if self.guide_model else []
+        return [*self.starts_from, self.data.path, *models, *critic, *guide]
 
     def yaml(self) -> str:
         """The resolved recipe as text."""
@@ -288,14 +306,16 @@ def _override_value(config: Any, key: str, text: str) -> Any:
     section, _, name = key.partition(".")
     paths = {**SECTIONS, "training": METHODS.get(str(config.get("method")), METHODS["sft"])}
     annotation = annotations(paths[section]).get(name, "") if section in paths else ""
-    if annotation.split(" | ")[0] == "str" and text not in ("", "null") and text[:1] not in "\"'":
+    kinds = annotation.split(" | ")
+    mapping = text.startswith("{") and "dict" in kinds
+    if kinds[0] == "str" and text not in ("", "null") and text[:1] not in "\"'" and not mapping:
         return text
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text or 'null'}"))["value"]
     except YAMLError as error:
         raise InputError(f"The override {key}={text} has no valid YAML value: {error.problem}.") from error
     # To YAML `no` is a boolean, to save_strategy a word.
-    wants_word = isinstance(value, bool) and "str" in annotation.split(" | ") and "bool" not in annotation.split(" | ")
+    wants_word = isinstance(value, bool) and "str" in kinds and "bool" not in kinds
     return text if wants_word else value
 
 
@@ -373,6 +393,7 @@ def _check_required(values: dict[str, Any], source: Path) -> None:
             value = values.get(name, {}).get(key)
             if value is not None and value < 1:
                 raise InputError(f"{source}: {name}.{key} must be at least 1, not {value!r}.")
+    _check_guidance(values, source)
     if method == "evaluate":
         if not evaluation.get("runs"):
             raise InputError(f"{source}: evaluation.runs is missing: the run folders to compare, the baseline first.")
@@ -421,6 +442,46 @@ def _check_preferences(values: dict[str, Any], source: Path) -> None:
         )
     if method == "pairs" and values.get("hub", {}).get("push"):
         raise InputError(f"{source}: `method: pairs` makes no model to push: drop hub.push.")
+
+
+def _check_guidance(values: dict[str, Any], source: Path) -> None:
+    if "guidance" not in values:
+        return
+    method, given, training = values["method"], values["guidance"], values.get("training", {})
+    if method not in RL:
+        raise InputError(
+            f"{source}: `method: {method}` has no roll-outs to guide: drop the section `guidance`, or use "
+            f"{', '.join(RL)}."
+        )
+    if "mode" not in given:
+        raise InputError(f"{source}: guidance.mode is missing: one of {', '.join(MODES)}.")
+    try:
+        asked = GuidanceConfig(**given)
+    except ValueError as error:
+        raise InputError(f"{source}: section `guidance`: {error}") from error
+    if asked.prefix_per == "completion" and method != "ppo":
+        raise InputError(
+            f"{source}: guidance.prefix_per: with the group baseline of `method: {method}` a prefix per completion "
+            "teaches nothing: set it to group, or use `method: ppo`."
+        )
+    if training.get("use_vllm"):
+        raise InputError(
+            f"{source}: training.use_vllm does not work with guidance, whose roll-outs transformers writes: set it to "
+            "false."
+        )
+    if not asked.rolls_out:
+        return
+    for key in ("missing_eos_penalty", "mask_truncated_completions"):
+        if training.get(key) is not None and training[key] is not False:
+            raise InputError(
+                f"{source}: training.{key} looks at how the learner ends a text, and in mode {asked.mode} the guide "
+                "ends it: drop the key."
+            )
+    if training.get("max_completion_length", 2) < 2:
+        raise InputError(
+            f"{source}: training.max_completion_length must be at least 2 in mode {asked.mode}: one token for the "
+            "learner, one for the guide."
+        )
 
 
 # --- finding files -------------------------------------------------------------------------------------------------

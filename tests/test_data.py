@@ -3,7 +3,7 @@ import json
 import pandas as pd
 import pytest
 
-from lastmile_trl.data import completion, load, render, sft_rows, with_prompts
+from lastmile_trl.data import completion, load, read, render, sft_rows, with_prompts
 from lastmile_trl.errors import InputError
 from lastmile_trl.models import prompt_ids
 from lastmile_trl.recipe import Data
@@ -252,3 +252,45 @@ def test_the_cells_of_a_table_are_texts_as_they_stand(tmp_path):
     rows = [*found.train, *found.held_out]
     assert sorted(row["references"][0] for row in rows) == sorted(str(n) for n in range(1, 13))
     assert sorted(row["code"] for row in rows) == sorted(["", *(f"00{n}" for n in range(1, 12))])
+
+
+TEXTS = ["one two  three\nfour five", " one two three ", "", "one two three four"]
+
+
+def continued(path, **keys):
+    return data(path, **{"references": "text", "prompt": "{beginning}", "split_at": 3, "held_out": 1, **keys})
+
+
+def test_a_text_is_its_first_words_and_how_it_goes_on(tmp_path):
+    path = write_jsonl(tmp_path / "texts.jsonl", [{"text": text, "label": n} for n, text in enumerate(TEXTS)])
+    rows = read(continued(path), "train")
+    assert rows["beginning"] == ["one two  three", " one two three", "", "one two three"]
+    assert rows["text"] == ["\nfour five", " ", "", " four"]
+    assert rows["label"] == [0, 1, 2, 3]
+    write_jsonl(path, [{"text": f"{n} two three four {n}"} for n in range(6)] + [{"text": "too short"}])
+    found = load(continued(path))
+    together = [*found.train, *found.held_out]
+    assert sorted(row["references"][0] for row in together) == [f"four {n}" for n in range(6)]
+    assert {render(continued(path), row) for row in together} == {f"{n} two three" for n in range(6)}
+    assert any("1 of 6 rows have an empty prompt (0) or an empty reference (1)" in text for text in found.notes)
+
+
+def test_rows_to_predict_for_bring_their_beginning(tmp_path):
+    path = write_jsonl(tmp_path / "texts.jsonl", [{"beginning": "one two three four five"}])
+    assert read(continued(path), "train", labelled=False)["beginning"] == ["one two three four five"]
+
+
+@pytest.mark.parametrize(
+    ("row", "keys", "message"),
+    [
+        ({"text": "a b c d"}, {"references": "txet"}, "data.references: .* has no column 'txet'.*did you mean 'text'"),
+        ({"text": "a b c d"}, {"split_at": None}, "data.prompt: .* has no column 'beginning', only text"),
+        ({"text": "a b c d"}, {"prompt": "{text}"}, "makes a column 'beginning', which no template names: write {b"),
+        ({"text": "a b c d", "beginning": "a"}, {}, "makes a column 'beginning', and .* has one: rename it there."),
+        ({"text": ["a b", "c d"]}, {}, r"splits one text a row, and 'text' holds \['a b', 'c d'\]."),
+    ],
+)
+def test_what_cannot_be_split(tmp_path, row, keys, message):
+    path = write_jsonl(tmp_path / "texts.jsonl", [row] * 3)
+    with pytest.raises(InputError, match=message):
+        read(continued(path, **keys), "train")

@@ -133,6 +133,7 @@ def test_the_resolved_recipe_reads_back_as_itself(write, tmp_path):
         ({"hub": {"push": True}}, "hub.repo is missing"),
         ({"training": ["a"]}, "section `training` must hold"),
         ({"data": "x"}, "section `data` must hold"),
+        ({"data": {"path": "x", "prompt": "x", "split_at": 0}}, "data.split_at must be at least 1, not 0"),
     ],
 )
 def test_wrong_recipes_are_refused_with_a_sentence(write, sections, message):
@@ -192,6 +193,16 @@ def test_a_folder_runs_in_the_order_of_what_starts_from_what(write, tmp_path):
     assert [recipe.source.stem for recipe in collect(given)] == ["b_rloo", "z_sft"]
 
 
+def test_a_stage_comes_after_the_model_that_guides_it(write, tmp_path):
+    write(name="task/a_ppo.yaml", method="ppo", training={"output_dir": "runs/task/ppo"},
+          guidance={"mode": "ppo++", "guide": "runs/task/sft"})  # fmt: skip
+    write(name="task/z_sft.yaml", method="sft", rewards=[], training={"output_dir": "runs/task/sft"})
+    assert [recipe.source.stem for recipe in collect([tmp_path / "task"])] == ["z_sft", "a_ppo"]
+    for guide in ("base", "my.module:guide", {"endpoint": "http://127.0.0.1:8000/v1", "model": "runs/task/sft"}):
+        recipe = load(write(method="ppo", guidance={"mode": "ppo++", "guide": guide}))
+        assert recipe.guide_model is None and "runs/task/sft" not in recipe.needs
+
+
 def test_two_recipes_cannot_share_a_run_folder(write):
     with pytest.raises(InputError, match="both write to runs/x"):
         collect([write(name="a.yaml"), write(name="b.yaml")])
@@ -213,3 +224,99 @@ def test_the_folder_one_is_in(write, tmp_path, monkeypatch):
 def test_an_empty_folder_holds_no_recipe(tmp_path):
     with pytest.raises(InputError, match="holds no recipe"):
         collect([tmp_path])
+
+
+# --- guidance ------------------------------------------------------------------------------------------------------
+
+GUIDED = {"mode": "ppo++", "guide": "base"}
+
+
+def test_the_guidance_section_has_the_defaults_of_its_class(write):
+    assert load(write()).guidance is None
+    guidance = load(write(guidance=GUIDED)).guidance
+    assert (guidance.mode, guidance.guide, guidance.probability, guidance.anneal) == ("ppo++", "base", 0.8, [0.5, 1.0])
+    assert guidance.sampling == {"top_p": 0.92}
+    assert load(write(guidance=GUIDED)).values["guidance"] == GUIDED
+
+
+def test_a_mode_is_read_from_a_file_as_it_is_written(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{yaml.safe_dump(GRPO)}guidance:\n  mode: ppo++\n  guide: runs/x/sft\n  anneal: null\n")
+    guidance = load(path).guidance
+    assert (guidance.mode, guidance.guide, guidance.anneal) == ("ppo++", "runs/x/sft", None)
+
+
+def test_guidance_on_the_command_line(write):
+    changed = load(write(guidance=GUIDED), ["guidance.mode=lols", "guidance.guide=runs/x/sft", "guidance.anneal=null"])
+    assert changed.guidance.mode == "lols" and changed.guidance.guide == "runs/x/sft" == changed.guide_model
+    assert changed.guidance.anneal is None and changed.guidance.mixture == 0.8
+    added = load(write(), ["guidance.mode=drpo", "guidance.probability=0.6", "guidance.anneal=[0, 0.5]"]).guidance
+    assert (added.mode, added.guide, added.probability, added.anneal) == ("drpo", "references", 0.6, [0, 0.5])
+    address = "http://127.0.0.1:8000/v1"
+    served = load(write(guidance=GUIDED), [f"guidance.guide={{endpoint: '{address}', model: big}}"])
+    assert served.guidance.guide == {"endpoint": address, "model": "big"}
+    smaller = load(write(guidance={**GUIDED, "guide": served.guidance.guide}), ["guidance.guide.model=small"])
+    assert smaller.guidance.guide == {"endpoint": address, "model": "small"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"guidance": None}, "section `guidance` must hold `key: value` lines"),
+        ({"guidance": {"guide": "base"}}, "guidance.mode is missing: one of ppo++, drpo, aggrevated, lols, d2lols."),
+        (
+            {"guidance": {"mode": "pp0++"}},
+            "guidance.mode must be one of ppo++, drpo, aggrevated, lols, d2lols, not 'pp",
+        ),
+        ({"guidance": {"mode": "ppo++"}}, "section `guidance`: mode ppo++ needs a guide: base, a model,"),
+        ({"guidance": {**GUIDED, "mode": "drpo"}}, "section `guidance`: mode drpo begins with references, not with 'b"),
+        ({"guidance": {**GUIDED, "anneal": [1, 0]}}, "section `guidance`: anneal must be two shares of training"),
+        ({"guidance": {**GUIDED, "probability": "often"}}, "guidance.probability must be float, not 'often'."),
+        ({"guidance": {**GUIDED, "gude": "x"}}, "unknown key guidance.gude, did you mean 'guide'?"),
+        ({"training": {"probability": 0.5}}, "unknown key training.probability: it belongs in section `guidance`."),
+        (
+            {"guidance": {**GUIDED, "prefix_per": "completion"}},
+            "with the group baseline of `method: grpo` a prefix per completion teaches nothing: set it to group, or",
+        ),
+        (
+            {"method": "rloo", "guidance": {**GUIDED, "prefix_per": "completion"}},
+            "with the group baseline of `method: rloo` a prefix per completion teaches nothing",
+        ),
+        ({"guidance": GUIDED, "training": {"use_vllm": True}}, "training.use_vllm does not work with guidance, whose"),
+        (
+            {"guidance": {**GUIDED, "mode": "aggrevated"}, "training": {"mask_truncated_completions": True}},
+            "training.mask_truncated_completions looks at how the learner ends a text, and in mode aggrevated the",
+        ),
+        (
+            {"method": "ppo", "guidance": {**GUIDED, "mode": "lols"}, "training": {"missing_eos_penalty": 0}},
+            "training.missing_eos_penalty looks at how the learner ends a text, and in mode lols the guide ends it",
+        ),
+        (
+            {"guidance": {**GUIDED, "mode": "d2lols"}, "training": {"max_completion_length": 1}},
+            "training.max_completion_length must be at least 2 in mode d2lols: one token for the learner, one for the",
+        ),
+        ({"method": "sft", "rewards": [], "guidance": GUIDED}, "`method: sft` has no roll-outs to guide: drop the sec"),
+        (
+            {"method": "pairs", "rewards": [], "preferences": {"negatives": {"truncated": 1}}, "guidance": GUIDED},
+            "`method: pairs` has no roll-outs to guide: drop the section `guidance`, or use grpo, rloo, ppo.",
+        ),
+    ],
+)
+def test_wrong_guidance_is_refused_with_a_sentence(write, sections, message):
+    path = write(**{"training": {}, **sections})
+    with pytest.raises(InputError) as error:
+        load(path)
+    assert str(error.value).startswith(f"{path}: ") and message in str(error.value)
+    assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "training"),
+    [
+        ("ppo++", {"mask_truncated_completions": True, "missing_eos_penalty": 0.5, "max_completion_length": 1}),
+        ("aggrevated", {"mask_truncated_completions": False, "missing_eos_penalty": None, "max_completion_length": 2}),
+    ],
+)
+def test_what_guidance_works_with(write, mode, training):
+    guidance = {"mode": mode, "guide": "base", "prefix_per": "completion"}
+    assert load(write(method="ppo", guidance=guidance, training=training)).guidance.mode == mode
