@@ -27,6 +27,7 @@ REGISTRY = {
     "token_f1": "lastmile_trl.rewards.match:TokenF1",
     "embedding": "lastmile_trl.rewards.neural:Embedding",
     "bertscore": "lastmile_trl.rewards.neural:BertScore",
+    "classifier": "lastmile_trl.rewards.classifier:Classifier",
     "model": "lastmile_trl.rewards.model:Model",
     "coverage": "lastmile_trl.rewards.facts:Coverage",
     "slots": "lastmile_trl.rewards.facts:Slots",

@@ -12,7 +12,7 @@ ARGUMENTS = {  # where a reward cannot be built without
     "overlong": {"limit": 10},
     "format": {"pattern": r"[\w ]+\."},
 }
-MODELS = ("embedding", "bertscore", "model")  # tested with a model of their own
+MODELS = ("embedding", "bertscore", "classifier", "model")  # tested with a model of their own
 NAMES = [name for name in REGISTRY if name not in MODELS]
 
 TEXTS = [
