@@ -214,7 +214,7 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
     trainer_class, more = _load_class(TRAINERS[recipe.method]), {}
     if recipe.method in RL:
         more["reward_funcs"] = chosen
-    if getattr(recipe, "guidance", None):
+    if recipe.guidance:
         trainer_class, guidance = _guided(trainer_class, recipe, model_config, tokenizer)
         more |= guidance
     trainer = trainer_class(
