@@ -15,6 +15,7 @@ from .evaluation.metrics import ALWAYS_MEASURED
 from .models import adapter_config, is_reward_model, read_json
 from .recipe import METHODS, RL, WITH_PAIRS, Recipe, short_names
 from .rewards import Reward
+from .rewards.classifier import Classifier, check_has_label
 from .rewards.model import Model, check_is_reward_model
 from .rewards.probe import probe, unreadable, why_not
 from .schema import default
@@ -44,12 +45,13 @@ def check(
     ``upcoming`` are run folders that earlier stages will make, ``distributed`` is accelerate's kind of launch.
     """
     findings = Findings()
-    if any(_on_hub(name, upcoming) for name in [*recipe.starts_from, recipe.data.path]):
+    if any(_on_hub(name, upcoming) for name in [*recipe.builds_on, recipe.data.path]):
         _go_offline_without_connection(findings.notes)
     checks: list[Callable[[], None]] = [
         lambda: check_run_folder(recipe, force),
         lambda: _check_models(recipe, upcoming),
         lambda: _check_critic(recipe, upcoming, distributed),
+        lambda: _check_guide(recipe, upcoming, findings),
         lambda: _check_packages(recipe, distributed),
         lambda: _check_preferences(recipe),
         lambda: _check_data(recipe, processes, upcoming, distributed, findings),
@@ -83,7 +85,7 @@ def _go_offline_without_connection(notes: list[str]) -> None:
 
 def check_run_folder(recipe: Recipe, force: bool) -> None:
     """A run folder belongs to one recipe; `--force` says that an old run may go, but never what is no run of ours."""
-    for start in recipe.starts_from:
+    for start in recipe.builds_on:
         if recipe.run.resolve() in (Path(start).resolve(), *Path(start).resolve().parents):
             raise InputError(f"{start!r} lies in the run folder {recipe.run}: set another training.output_dir.")
     if not recipe.run.exists() or not any(recipe.run.iterdir()):
@@ -182,6 +184,11 @@ def check_language_model(start: str, revision: str = "main") -> dict | None:
     return adapter
 
 
+def _without_key(error: InputError) -> str:
+    """What is wrong with a model that another key names."""
+    return str(error).removeprefix("model.model_name_or_path ")
+
+
 def _check_adapter(start: str, adapter: dict, recipe: Recipe) -> None:
     """An adapter goes on being trained as it is."""
     if not recipe.model.get("use_peft"):
@@ -208,8 +215,9 @@ def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) 
         try:
             adapter = check_model(critic)
         except InputError as error:
-            said = str(error).removeprefix("model.model_name_or_path ")
-            raise InputError(f"training.critic is neither shared nor copy, so it names a model: {said}") from error
+            raise InputError(
+                f"training.critic is neither shared nor copy, so it names a model: {_without_key(error)}"
+            ) from error
     if adapter:
         raise InputError(
             f"training.critic: {critic!r} is an adapter, whose weights would stay frozen: make it a plain model with "
@@ -234,6 +242,67 @@ def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) 
             )
 
 
+def _check_guide(recipe: Recipe, upcoming: Collection[Path], findings: Findings) -> None:
+    """What a guided trainer, or the guide itself, would refuse after the model has loaded."""
+    if recipe.guidance is None:
+        return
+    from . import guides
+
+    guides.check(recipe.guidance.guide)
+    if recipe.guidance.guide == "base":
+        _check_base_as_guide(recipe, upcoming)
+    if recipe.guide_model:
+        _check_model_as_guide(recipe, recipe.guide_model, upcoming)
+        findings.notes.append(f"The guide {recipe.guide_model!r} is a second model in memory, frozen.")
+
+
+def _check_base_as_guide(recipe: Recipe, upcoming: Collection[Path]) -> None:
+    start, revision = recipe.model["model_name_or_path"], recipe.model.get("model_revision", "main")
+    if not recipe.model.get("use_peft"):
+        raise InputError(
+            "guidance.guide: base is the policy with its adapter off, and without model.use_peft it has none: set "
+            f"that, or name {start!r} as the guide, a second model in memory."
+        )
+    beta = recipe.training.get("beta", default(METHODS[recipe.method], "beta"))
+    if beta or start.startswith("synthetic:"):
+        return
+    # An earlier stage that this one, with LoRA, goes on from has most likely made an adapter.
+    if Path(start) in upcoming or adapter_config(start, revision):
+        raise InputError(
+            f"guidance.guide: base is the adapter {start!r} as it was at the start, of which a copy is kept only where "
+            "training.beta is above 0: raise that, or name the adapter itself as the guide."
+        )
+
+
+def _check_model_as_guide(recipe: Recipe, guide: str, upcoming: Collection[Path]) -> None:
+    if Path(guide) in upcoming:
+        return
+    try:
+        check_language_model(guide)
+    except InputError as error:
+        raise InputError(f"guidance.guide names a model: {_without_key(error)}") from error
+    start, revision = recipe.model["model_name_or_path"], recipe.model.get("model_revision", "main")
+    if start == guide or Path(start) in upcoming or start.startswith("synthetic:"):
+        return
+    own, other = _vocabulary(start, revision), _vocabulary(guide)
+    if own and other and own != other:
+        raise InputError(
+            f"guidance.guide: {guide!r} has another vocabulary than {start!r}, so it cannot read its tokens: name a "
+            "model of the same family, or serve it and name its endpoint, which takes texts."
+        )
+
+
+def _vocabulary(model: str, revision: str | None = None) -> dict[str, int] | None:
+    """The number of each token; None where the tokenizer is not stored as one file, and the trainer has to look."""
+    stored = read_json(model, "tokenizer.json", revision)
+    if stored is None:
+        return None
+    pieces = stored["model"]["vocab"]
+    if isinstance(pieces, list):  # with the probability of each, in order
+        pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
+    return pieces | {token["content"]: token["id"] for token in stored["added_tokens"]}
+
+
 def _check_reward_models(chosen: list[Reward], recipe: Recipe, upcoming: Collection[Path], distributed: str) -> None:
     """The models that rewards and metrics load at their first call have to be there."""
     for reward in chosen:
@@ -244,13 +313,21 @@ def _check_reward_models(chosen: list[Reward], recipe: Recipe, upcoming: Collect
             _check_shared_base(reward, recipe, distributed)
         if Path(name) in upcoming:
             continue
-        if isinstance(reward.function, Model):
-            try:
-                check_is_reward_model(name)
-            except InputError as error:
-                raise InputError(f"Reward {reward.name!r}: {error}") from error
-        elif read_json(name, "config.json") is None and read_json(name, "modules.json") is None:
-            raise InputError(f"Reward {reward.name!r}: {name!r} holds no model: no config.json.")
+        try:
+            _check_reward_model(reward.function, name)
+        except InputError as error:
+            raise InputError(f"Reward {reward.name!r}: {_without_key(error)}") from error
+
+
+def _check_reward_model(function: Callable, model: str) -> None:
+    if isinstance(function, Model):
+        return check_is_reward_model(model)
+    revision = getattr(function, "revision", None)
+    config = read_json(model, "config.json", revision)
+    if config is None and read_json(model, "modules.json", revision) is None:
+        raise InputError(f"{model!r} holds no model: no config.json.")
+    if isinstance(function, Classifier):
+        check_has_label(config or {}, model, function.label)
 
 
 def _check_shared_base(reward: Reward, recipe: Recipe, distributed: str) -> None:

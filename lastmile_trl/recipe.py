@@ -229,14 +229,18 @@ class Recipe:
         return self.guidance.guide if kind_of(self.guidance.guide) == "model" else None
 
     @property
+    def builds_on(self) -> list[str]:
+        """The models that this stage goes on from, and the one that guides it."""
+        return [*self.starts_from, *([self.guide_model] if self.guide_model else [])]
+
+    @property
     def needs(self) -> list[str]:
         """All that may be the run folder of an earlier stage: models, reward models, a critic, a guide, pairs."""
         listed = [*self.rewards, *self.evaluation.metrics]
         arguments = [next(iter(entry.values())) or {} for entry in listed if isinstance(entry, dict)]
         models = [given["model"] for given in arguments if isinstance(given.get("model"), str)]
         critic = [self.training["critic"]] if isinstance(self.training.get("critic"), str) else []
-        guide = [self.guide_model] if self.guide_model else []
-        return [*self.starts_from, self.data.path, *models, *critic, *guide]
+        return [*self.builds_on, self.data.path, *models, *critic]
 
     def yaml(self) -> str:
         """The resolved recipe as text."""

@@ -78,7 +78,7 @@ def test_rewards_over_generated_tokens_and_over_the_training_rows(recipe):
 
 
 SETTINGS = {"overlong": {"limit": 20}, "format": {"pattern": ".+"}}
-MODELS = ("embedding", "bertscore", "model")
+MODELS = {"embedding": {}, "bertscore": {}, "classifier": {"label": 1}, "model": {}}
 
 
 @pytest.mark.parametrize("name", [name for name in rewards.REGISTRY if name not in MODELS])
@@ -93,10 +93,32 @@ def test_every_reward_can_be_a_reward_and_a_metric(recipe, tmp_path, name):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_of_a_reward_must_be_there(recipe, tmp_path, name):
     (tmp_path / "empty").mkdir()
-    entry = {name: {"model": str(tmp_path / "empty")}}
+    entry = {name: {"model": str(tmp_path / "empty"), **MODELS[name]}}
     for section in ({"rewards": [entry]}, {"evaluation": {"metrics": [entry]}}):
         said = problem(recipe(**section))
-        assert said.startswith(f"Reward {name!r}: {str(tmp_path / 'empty')!r} holds no model: no config.json")
+        assert said.startswith(f"Reward '{name}") and f": {str(tmp_path / 'empty')!r} holds no model: no conf" in said
+
+
+def test_the_classifier_of_a_reward_must_have_its_label(recipe, tmp_path):
+    config = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "NEGATIVE", "1": "POSITIVE"}}
+    (tmp_path / "kinds").mkdir()
+    (tmp_path / "kinds" / "config.json").write_text(json.dumps(config))
+
+    def stages(**arguments):
+        entry = {"classifier": {"model": str(tmp_path / "kinds"), **arguments}}
+        return recipe(rewards=["rouge", entry]), recipe(evaluation={"metrics": [entry]})
+
+    for sound in (*stages(label="POSITIVE"), *stages(label=0)):
+        assert preflight.check(sound).problems == []
+    for wrong in stages(label="positive"):
+        assert problem(wrong) == (
+            "Reward 'classifier/positive': label 'positive' does not exist: did you mean 'POSITIVE'? Valid: NEGATIVE, "
+            "POSITIVE."
+        )
+    said = problem(recipe(rewards=[{"classifier": {"model": recipe().model["model_name_or_path"], "label": 1}}]))
+    assert said.startswith("Reward 'classifier/1': ") and "is a nameless model, no classifier: name a model" in said
+    said = problem(recipe(rewards=[{"classifier": {"model": "some/classifier", "label": 1}}]))
+    assert said.startswith("Reward 'classifier/1': 'some/classifier' is not a folder here, not in the cache, and the")
 
 
 def test_metrics_are_tried_before_the_training(recipe):
@@ -312,3 +334,148 @@ def test_without_a_connection_nothing_waits_for_the_hub(recipe, monkeypatch, ans
     assert ("HF_HUB_OFFLINE" in os.environ) is offline
     assert any("The Hub cannot be reached" in text for text in notes) is offline
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+# --- guides --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guided(recipe, tmp_path):
+    """A recipe with a guide, and an adapter to start from."""
+    start = tmp_path / "adapter"
+    start.mkdir()
+    (start / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "model")}))
+
+    def build(guide, method="ppo", adapter=False, **sections):
+        guidance = {"mode": "ppo++", "guide": guide}
+        model = {"use_peft": True} | ({"model_name_or_path": str(start)} if adapter else {})
+        return recipe(method, **{"guidance": guidance, "model": model, **sections})
+
+    return build
+
+
+def a_guide(prompts, prefixes):
+    return ["the cat"] * len(prompts)
+
+
+def test_references_and_base_guide(guided):
+    assert preflight.check(guided("base")).problems == []
+    assert preflight.check(guided(None, guidance={"mode": "drpo"}, model={})).problems == []
+    for adapter in (False, True):
+        findings = preflight.check(guided("base", adapter=adapter))
+        assert findings.problems == []
+        assert not any("memory" in text for text in findings.notes)
+
+
+def test_base_is_an_adapter_off(guided, tmp_path):
+    said = problem(guided("base", model={}))
+    assert said.startswith("guidance.guide: base is the policy with its adapter off, and without model.use_peft it has")
+    assert said.endswith(f"set that, or name {str(tmp_path / 'model')!r} as the guide, a second model in memory.")
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "kept"),
+    [
+        ("ppo", {}, True),  # by default its beta is 0.05
+        ("rloo", {"num_generations": 2}, True),  # and 0.05
+        ("grpo", {}, False),  # and 0
+        ("grpo", {"beta": 0.01}, True),
+        ("ppo", {"beta": 0.0}, False),
+        ("rloo", {"num_generations": 2, "beta": 0}, False),
+    ],
+)
+def test_base_of_an_adapter_that_goes_on_needs_its_copy(guided, tmp_path, method, training, kept):
+    said = (
+        f"guidance.guide: base is the adapter {str(tmp_path / 'adapter')!r} as it was at the start, of which a copy is "
+        "kept only where training.beta is above 0: raise that, or name the adapter itself as the guide."
+    )
+    for stage, upcoming in (
+        (guided("base", method, adapter=True, training=training), set()),
+        (guided("base", method, adapter=True, training=training), {tmp_path / "adapter"}),
+    ):
+        assert preflight.check(stage, upcoming=upcoming).problems == ([] if kept else [said])
+    # A new adapter on a whole model has nothing to be kept.
+    assert preflight.check(guided("base", method, training=training)).problems == []
+    assert preflight.check(guided(str(tmp_path / "adapter"), method, adapter=True, training=training)).problems == []
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A second model, with vocabularies for it and for the policy's."""
+
+    def build(own=None, other=None, **config):
+        folder = tmp_path / "other"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+        for place, vocabulary in ((tmp_path / "model", own), (folder, other)):
+            if vocabulary is not None:
+                tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": [{"id": 9, "content": "<eos>"}]}
+                (place / "tokenizer.json").write_text(json.dumps(tokenizer))
+        return str(folder)
+
+    return build
+
+
+def test_a_model_guides(guided, other, tmp_path):
+    for guide in (other(), other({"a": 0}, {"a": 0}), str(tmp_path / "model"), str(tmp_path / "adapter")):
+        findings = preflight.check(guided(guide))
+        assert findings.problems == []
+        assert f"The guide {guide!r} is a second model in memory, frozen." in findings.notes
+    assert preflight.check(guided(str(tmp_path / "sft")), upcoming={tmp_path / "sft"}).problems == []
+
+
+def test_a_model_guide_must_be_there_and_write(guided, other, tmp_path):
+    start = "guidance.guide names a model: "
+    assert problem(guided("./nowhere")).startswith(start + "'./nowhere' is not a folder here: check the path, or run")
+    assert problem(guided("some/model")).startswith(start + "'some/model' is not a folder here, not in the cache, and")
+    (tmp_path / "empty").mkdir()
+    assert "holds no model: no config.json" in problem(guided(str(tmp_path / "empty")))
+    scores = other(architectures=["LlamaForSequenceClassification"], id2label={"0": "LABEL_0"})
+    assert problem(guided(scores)).endswith(
+        "is a reward model, which scores and does not write: name a language model."
+    )
+    assert "is a sequence-to-sequence model (t5)" in problem(guided(other(model_type="t5")))
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "same"),
+    [
+        ({"a": 0, "b": 1}, {"b": 1, "a": 0}, True),
+        ({"a": 0, "b": 1}, {"a": 1, "b": 0}, False),
+        ({"a": 0, "b": 1}, {"a": 0}, False),
+        ({"a": 0, "b": 1}, [["a", -1.5], ["b", -2.0]], True),  # of sentencepiece's unigrams
+        ({"a": 0, "b": 1}, [["b", -1.5], ["a", -2.0]], False),
+        ({"a": 0}, None, True),  # of which nothing is known here
+    ],
+)
+def test_a_model_guide_reads_the_policys_tokens(guided, other, tmp_path, own, others, same):
+    guide = other(own, others)
+    for stage in (guided(guide), guided(guide, adapter=True)):
+        found = preflight.check(stage).problems
+        if same or stage.model["model_name_or_path"] == str(tmp_path / "adapter"):
+            assert found == []
+        else:
+            assert found == [
+                f"guidance.guide: {guide!r} has another vocabulary than {str(tmp_path / 'model')!r}, so it cannot read "
+                "its tokens: name a model of the same family, or serve it and name its endpoint, which takes texts."
+            ]
+
+
+def test_a_guide_cannot_lie_in_the_run_folder(guided, other, tmp_path):
+    own = guided(other(), training={"output_dir": other()})
+    assert f"{other()!r} lies in the run folder" in preflight.check(own, force=True).problems[0]
+
+
+def test_a_function_guides(guided):
+    findings = preflight.check(guided("tests.test_preflight:a_guide"))
+    assert findings.problems == [] and not any("memory" in text for text in findings.notes)
+    assert "Guide 'tests.test_preflight:a_gide'" in problem(guided("tests.test_preflight:a_gide"))
+    assert "Guide 'nowhere.to_be:found'" in problem(guided("nowhere.to_be:found"))
+
+
+def test_an_endpoint_guides_and_is_not_asked(guided):
+    pytest.importorskip("openai")
+    served = {"endpoint": "http://127.0.0.1:9/v1", "model": "big"}  # a port that nothing listens at
+    assert preflight.check(guided(served)).problems == []
+    assert "'batchsize'" in problem(guided({**served, "batchsize": 3}))
+    assert "guidance.guide needs the key 'model'" in problem(guided({"endpoint": served["endpoint"]}))
