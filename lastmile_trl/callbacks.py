@@ -64,7 +64,7 @@ class Completions(TrainerCallback):
             from datasets import Dataset
 
             columns = {key: list(logs[key]) for key in ("prompt", "completion")}
-            columns |= {name: list(values) for name, values in logs["rewards"].items()}
+            columns |= {name: list(values) for name, values in [*logs["rewards"].items(), *logs["extra"].items()]}
             columns["advantage"] = list(logs["advantages"])
             folder = self.run / "completions"
             Dataset.from_dict(columns).to_parquet(folder / f"completions_{state.global_step:05d}.parquet")

@@ -19,6 +19,8 @@ CURVES = (
     "eval_reward",
     "eval_rewards/*/mean",
     "eval_*",
+    "guidance/reward_*guided",
+    "guidance/*",
     "kl",
     "completions/mean_length",
     "completions/clipped_ratio",
