@@ -278,8 +278,8 @@ class Guided:
         return written[: len(contexts)]
 
     def _guide_sampling(self) -> dict[str, Any]:
-        """The guide's settings in place of the learner's."""
-        return {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": None, **self.guidance.sampling}
+        """The guide's settings in place of the learner's, and of those that came with a model."""
+        return {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, **self.guidance.sampling}
 
     @torch.no_grad()
     def _sampled_by(self, model: PreTrainedModel, contexts: list[list[int]]) -> list[list[int]]:
