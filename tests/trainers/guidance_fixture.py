@@ -3,9 +3,12 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 
+import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -49,23 +52,25 @@ def write(model: torch.nn.Module, tokenizer, words: str, ends: float = 0.0, feat
 
 
 def adapter_settings():
-    """An adapter of the embeddings, which may have another feature than the first outweigh all."""
-    from peft import LoraConfig
-
-    return LoraConfig(r=1, lora_alpha=1, target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    """An adapter that may have another feature than the first outweigh all."""
+    return LoraConfig(r=1, lora_alpha=1, target_modules=["down_proj"], task_type="CAUSAL_LM")
 
 
 def turn(model: torch.nn.Module, feature: int, adapter: str = "default") -> None:
     """Have the adapter put this feature above all others."""
-    embeddings = model.get_base_model().model.embed_tokens
-    embeddings.lora_embedding_A[adapter].data.fill_(1.0)
-    embeddings.lora_embedding_B[adapter].data.zero_()[feature] = 3000.0
+    layer = model.get_base_model().model.layers[0].mlp
+    gate, up = (
+        getattr(layer, name).weight.data[:, 0] * model.config.hidden_size**0.5 for name in ("gate_proj", "up_proj")
+    )
+    usual = torch.nn.functional.silu(gate) * up  # what goes into the adapted layer, whatever the tokens
+    layer.down_proj.lora_A[adapter].weight.data[:] = usual / usual.square().sum()
+    layer.down_proj.lora_B[adapter].weight.data.zero_()[feature] = 3000.0
 
 
 def rows_of(number: int, times: int = 1) -> list[dict]:
     """Rows with a prompt and two references, each so many times in a row."""
     rows = [
-        {"prompt": f"the {place} tree =>", "references": [" on over on over", " hill mat hill mat hill"]}
+        {"prompt": f"the {place} tree =>", "references": [" cat dog cat dog", " bird cat bird cat bird"]}
         for place in range(number)
     ]
     return [row for row in rows for _ in range(times)]
@@ -111,6 +116,61 @@ def make_guided(kind, tokenizer, out, guidance=None, guide=None, model=None, rew
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+@pytest.fixture
+def make(tokenizer, tmp_path):
+    """Builds a guided trainer, of which one word names the kind."""
+
+    def build(kind="ppo", guidance=None, tokenizer=tokenizer, **settings):
+        return make_guided(kind, tokenizer, tmp_path / "run", {"probability": 1.0} | (guidance or {}), **settings)
+
+    return build
+
+
+@pytest.fixture
+def guided_by(make, tokenizer, tmp_path):
+    """Builds a trainer with a guide of this sort, which writes its words where the learner writes others."""
+
+    def build(sort, kind="ppo", ends=0.1, guide_ends=0.0, guidance=None, **settings):
+        make_here = partial(make, kind, **settings)
+        own = {"mode": "ppo++"} | (guidance or {})
+        if sort == "references":
+            return make_here({**own, "mode": "drpo"}, model=author(tokenizer, LEARNER, ends))
+        if sort in ("model", "text"):
+            guide = author(tokenizer, GUIDE, guide_ends) if sort == "model" else says(GUIDE + GUIDE)
+            name = "a/model" if sort == "model" else "a.module:function"
+            return make_here(own | {"guide": name}, guide=guide, model=author(tokenizer, LEARNER, ends))
+        own["guide"] = "base"
+        base = author(tokenizer, OTHER if sort == "adapter that goes on" else GUIDE, guide_ends)
+        write(base, tokenizer, LEARNER, ends, feature=1)
+        write(base, tokenizer, GUIDE, guide_ends, feature=2)
+        if sort == "full":
+            base.save_pretrained(tmp_path / "base")
+            trainer = make_here(own, model=str(tmp_path / "base"), beta=0.01)
+            write(trainer.model, tokenizer, LEARNER, ends)
+            return trainer
+        if sort == "adapter":
+            trainer = make_here(own, model=base, peft_config=adapter_settings())
+        else:
+            policy = get_peft_model(base, adapter_settings())
+            turn(policy, 2)
+            trainer = make_here(own, model=policy, beta=0.01)
+        turn(trainer.model, 1)
+        return trainer
+
+    return build
+
+
+def says(*texts):
+    """A guide that says the same, whatever the prompt; it keeps what it was asked."""
+
+    def guide(prompts, prefixes):
+        guide.asked += list(zip(prompts, prefixes, strict=True))
+        return [texts[place % len(texts)] for place in range(len(prompts))]
+
+    guide.asked = []
+    return guide
 
 
 @dataclass
