@@ -51,7 +51,7 @@ def check(
         lambda: check_run_folder(recipe, force),
         lambda: _check_models(recipe, upcoming),
         lambda: _check_critic(recipe, upcoming, distributed),
-        lambda: _check_guide(recipe, upcoming, findings),
+        lambda: _check_guide(recipe, upcoming, distributed, findings),
         lambda: _check_packages(recipe, distributed),
         lambda: _check_preferences(recipe),
         lambda: _check_data(recipe, processes, upcoming, distributed, findings),
@@ -61,7 +61,8 @@ def check(
         try:
             step()
         except (InputError, RunError) as error:
-            findings.problems.append(str(error))
+            if str(error) not in findings.problems:  # of one model, two checks may say the same
+                findings.problems.append(str(error))
     return findings
 
 
@@ -242,7 +243,7 @@ def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) 
             )
 
 
-def _check_guide(recipe: Recipe, upcoming: Collection[Path], findings: Findings) -> None:
+def _check_guide(recipe: Recipe, upcoming: Collection[Path], distributed: str, findings: Findings) -> None:
     """What a guided trainer, or the guide itself, would refuse after the model has loaded."""
     if recipe.guidance is None:
         return
@@ -250,27 +251,32 @@ def _check_guide(recipe: Recipe, upcoming: Collection[Path], findings: Findings)
 
     guides.check(recipe.guidance.guide)
     if recipe.guidance.guide == "base":
-        _check_base_as_guide(recipe, upcoming)
+        _check_base_as_guide(recipe, upcoming, distributed)
     if recipe.guide_model:
         _check_model_as_guide(recipe, recipe.guide_model, upcoming)
         findings.notes.append(f"The guide {recipe.guide_model!r} is a second model in memory, frozen.")
 
 
-def _check_base_as_guide(recipe: Recipe, upcoming: Collection[Path]) -> None:
-    start, revision = recipe.model["model_name_or_path"], recipe.model.get("model_revision", "main")
-    if not recipe.model.get("use_peft"):
-        raise InputError(
-            "guidance.guide: base is the policy with its adapter off, and without model.use_peft it has none: set "
-            f"that, or name {start!r} as the guide, a second model in memory."
-        )
-    beta = recipe.training.get("beta", default(METHODS[recipe.method], "beta"))
-    if beta or start.startswith("synthetic:"):
-        return
+def _check_base_as_guide(recipe: Recipe, upcoming: Collection[Path], distributed: str) -> None:
+    """A new adapter can be turned off; what else there was at the start is there only as the KL penalty's copy."""
+    start, adapts = recipe.model["model_name_or_path"], recipe.model.get("use_peft")
     # An earlier stage that this one, with LoRA, goes on from has most likely made an adapter.
-    if Path(start) in upcoming or adapter_config(start, revision):
+    goes_on = (
+        Path(start) in upcoming
+        or not start.startswith("synthetic:")
+        and adapter_config(start, recipe.model.get("model_revision", "main"))
+    )
+    if adapts and not goes_on:
+        return
+    if not recipe.training.get("beta", default(METHODS[recipe.method], "beta")):
         raise InputError(
-            f"guidance.guide: base is the adapter {start!r} as it was at the start, of which a copy is kept only where "
-            "training.beta is above 0: raise that, or name the adapter itself as the guide."
+            "guidance.guide: base is the policy as it was at the start, of which a copy is kept only where "
+            f"training.beta is above 0: raise that, or name {start!r} as the guide, a second model in memory."
+        )
+    if not adapts and distributed in ("DEEPSPEED", "FSDP"):
+        raise InputError(
+            f"guidance.guide: base is a whole model that {distributed} shards, which cannot guide: name {start!r} as "
+            "the guide, or train an adapter (model.use_peft)."
         )
 
 

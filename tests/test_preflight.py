@@ -367,12 +367,6 @@ def test_references_and_base_guide(guided):
         assert not any("memory" in text for text in findings.notes)
 
 
-def test_base_is_an_adapter_off(guided, tmp_path):
-    said = problem(guided("base", model={}))
-    assert said.startswith("guidance.guide: base is the policy with its adapter off, and without model.use_peft it has")
-    assert said.endswith(f"set that, or name {str(tmp_path / 'model')!r} as the guide, a second model in memory.")
-
-
 @pytest.mark.parametrize(
     ("method", "training", "kept"),
     [
@@ -384,19 +378,32 @@ def test_base_is_an_adapter_off(guided, tmp_path):
         ("rloo", {"num_generations": 2, "beta": 0}, False),
     ],
 )
-def test_base_of_an_adapter_that_goes_on_needs_its_copy(guided, tmp_path, method, training, kept):
-    said = (
-        f"guidance.guide: base is the adapter {str(tmp_path / 'adapter')!r} as it was at the start, of which a copy is "
-        "kept only where training.beta is above 0: raise that, or name the adapter itself as the guide."
-    )
-    for stage, upcoming in (
-        (guided("base", method, adapter=True, training=training), set()),
-        (guided("base", method, adapter=True, training=training), {tmp_path / "adapter"}),
+def test_base_needs_a_copy_unless_an_adapter_is_new(guided, tmp_path, method, training, kept):
+    adapter, whole = str(tmp_path / "adapter"), str(tmp_path / "model")
+    for start, stage, upcoming in (
+        (adapter, guided("base", method, adapter=True, training=training), set()),
+        (adapter, guided("base", method, adapter=True, training=training), {tmp_path / "adapter"}),
+        (whole, guided("base", method, model={"use_peft": False}, training=training), set()),
     ):
+        said = (
+            "guidance.guide: base is the policy as it was at the start, of which a copy is kept only where "
+            f"training.beta is above 0: raise that, or name {start!r} as the guide, a second model in memory."
+        )
         assert preflight.check(stage, upcoming=upcoming).problems == ([] if kept else [said])
-    # A new adapter on a whole model has nothing to be kept.
-    assert preflight.check(guided("base", method, training=training)).problems == []
-    assert preflight.check(guided(str(tmp_path / "adapter"), method, adapter=True, training=training)).problems == []
+    assert preflight.check(guided("base", method, training=training)).problems == []  # whose base stays as it is
+    assert preflight.check(guided(adapter, method, adapter=True, training=training)).problems == []
+
+
+def test_one_thing_is_said_once(guided):
+    start = {"model_name_or_path": "./nowhere", "use_peft": True}
+    assert "'./nowhere' is not a folder here" in problem(guided("base", model=start))
+
+
+def test_a_base_in_shards_does_not_guide(guided):
+    whole = guided("base", model={"use_peft": False})
+    assert "guidance.guide: base is a whole model that FSDP shards, which cannot" in problem(whole, distributed="FSDP")
+    for stage, distributed in ((whole, "MULTI_GPU"), (guided("base"), "FSDP"), (guided("base", adapter=True), "FSDP")):
+        assert preflight.check(stage, distributed=distributed).problems == []
 
 
 @pytest.fixture

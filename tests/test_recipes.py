@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lastmile_trl import cli, rewards
-from lastmile_trl.data import template_columns
+from lastmile_trl.data import BEGINNING, template_columns
 from lastmile_trl.evaluation.acceptance import check_require
 from lastmile_trl.launch import Launch
 from lastmile_trl.preferences.negatives import check_categories
@@ -37,17 +37,21 @@ def head(path: Path) -> dict[str, str]:
     return dict(match.groups() for line in comment[1:] if (match := re.fullmatch(r"# ([A-Z][A-Za-z ]*): +(.+)", line)))
 
 
+BASELINES = {"ppo_plus_plus": "ppo", "drpo_qlora": "ppo_qlora", "aggrevated": "grpo"}  # the same without a guide
 GPU = [path for path in TRAINING if path.parent.name not in ("quickstart", "last_mile_tiny")]
 MANY = [path for path in GPU if "Many GPUs" in head(path)]
 ADAPTERS = [path for path in TRAINING if load(path).method in RL and load(path).model.get("use_peft")]
+GUIDED = {path: path.with_name(f"{BASELINES[path.stem]}.yaml") for path in TRAINING if load(path).guidance}
 every_recipe = pytest.mark.parametrize("path", FILES, ids=name)
 every_training = pytest.mark.parametrize("path", TRAINING, ids=name)
+every_guided = pytest.mark.parametrize("path", GUIDED, ids=name)
 
 
 def test_the_walk_sees_every_recipe():
     folders = {
-        "commongen": 2,
-        "e2e": 2,
+        "commongen": 4,
+        "e2e": 3,
+        "imdb": 4,
         "last_mile": 4,
         "last_mile_tiny": 4,
         "local_jsonl": 2,
@@ -55,12 +59,12 @@ def test_the_walk_sees_every_recipe():
         "preference_local": 6,
         "quickstart": 4,
         "samsum": 4,
-        "tldr": 3,
+        "tldr": 5,
         "tldr_7b": 2,
         "xsum": 2,
     }
     assert {folder.name: len(list(folder.iterdir())) for folder in ROOT.iterdir()} == folders
-    assert [len(files) for files in (FILES, TRAINING, GPU, MANY, ADAPTERS)] == [41, 34, 28, 26, 11]
+    assert [len(files) for files in (FILES, TRAINING, GPU, MANY, ADAPTERS)] == [50, 42, 36, 34, 17]
 
 
 # --- heads ---------------------------------------------------------------------------------------------------------
@@ -133,6 +137,20 @@ def test_the_head_names_the_hardware_and_how_to_track_a_run(path):
     assert tracked.training["report_to"] == "trackio"
 
 
+@every_guided
+def test_the_compare_line_holds_a_guided_run_against_its_baseline(path):
+    words = shlex.split(head(path)["Compare"])
+    own, baseline = str(load(path).run), str(load(GUIDED[path]).run)
+    if words[:2] == ["lastmile", "run"]:
+        recipes, _ = command(head(path)["Compare"])
+        assert recipes[-1].method == "evaluate" and {own, baseline} <= set(recipes[-1].evaluation.runs)
+        return
+    parsed = cli._parser().parse_args(words[1:])
+    assert parsed.call is cli._evaluate
+    assert [str(run) for run in parsed.run] == [baseline, own]
+    assert load(parsed.data).source == GUIDED[path]
+
+
 # --- contents ------------------------------------------------------------------------------------------------------
 
 
@@ -155,9 +173,21 @@ def test_a_task_has_one_data_section(path):
         assert recipe.model["model_name_or_path"] == str(sft.run)
     if recipe.method in TRAINERS:
         assert recipe.model.get("use_peft", False) == sft.model.get("use_peft", False)
-        assert recipe.model.get("load_in_4bit", False) == sft.model.get("load_in_4bit", False)
+        four_bits = path.stem.endswith("_qlora") or sft.model.get("load_in_4bit", False)
+        assert recipe.model.get("load_in_4bit", False) == four_bits
     if recipe.method in RL:
         assert recipe.training["max_completion_length"] == recipe.evaluation.max_new_tokens
+
+
+@every_guided
+def test_a_guided_recipe_is_its_baseline_with_a_guide(path):
+    guided, baseline = (load(each).values for each in (path, GUIDED[path]))
+    assert {**guided, "guidance": None, "training": None, "evaluation": None} == {
+        **baseline, "guidance": None, "training": None, "evaluation": None,
+    }  # fmt: skip
+    assert {**guided["training"], "output_dir": baseline["training"]["output_dir"]} == baseline["training"]
+    metrics = {"metrics": []}  # where the baseline's are many lines, a guided recipe compares with them
+    assert guided["evaluation"] | metrics == baseline["evaluation"] | metrics
 
 
 @every_training
@@ -187,13 +217,13 @@ def test_trl_takes_its_sections(path, tmp_path):
 
 def tiny_rows(recipe: Recipe, count: int, first: int = 0) -> list[dict]:
     """Rows with the columns that a recipe names."""
-    columns = template_columns(recipe.data)
-    group = recipe.data.group_by or "id"
+    columns = [column for column in template_columns(recipe.data) if column != BEGINNING]
+    group, words = recipe.data.group_by or "id", 5 + (recipe.data.split_at or 0)
     return [
         {
             group: str(number),
             **{c: ["cat", f"dog{number}"] if c == "concepts" else sentence(number, 12) for c in columns},
-            recipe.data.references: sentence(number, 5),
+            recipe.data.references: sentence(number, words),
             "rejected": sentence(number + 1, 6),
         }
         for number in range(first, first + count)
@@ -214,7 +244,20 @@ KEEP_ALL = {"max_perplexity": 1e9, "lower_quantile": None, "balance": None, "len
 
 
 @pytest.fixture(scope="module")
-def two_steps(tmp_path_factory, tiny_model_folder):
+def tiny_classifier(tmp_path_factory, tokenizer):
+    """A GPT-2 that reads the tests' words, and has the labels that recipes name."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("classifier")
+    labels = {0: "NEGATIVE", 1: "POSITIVE"}
+    config = GPT2Config(vocab_size=384, n_embd=32, n_layer=1, n_head=2, n_positions=256, id2label=labels)
+    GPT2ForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory, tiny_model_folder, tiny_classifier):
     """Run two steps of a recipe, once, after two steps of all that it needs."""
     folder = tmp_path_factory.mktemp("recipes")
     done: dict[Path, Recipe] = {}
@@ -228,6 +271,9 @@ def two_steps(tmp_path_factory, tiny_model_folder):
                 two_steps(RUNS[run_folder])
         # all runs go to, and are looked for in, the test's folder
         values = json.loads(json.dumps(recipe.values).replace('"runs/', f'"{folder}/runs/'))
+        for entry in [*values.get("rewards", []), *values["evaluation"].get("metrics", [])]:
+            if "classifier" in entry:
+                entry["classifier"]["model"] = tiny_classifier
         for section, small in SMALL.items():
             values[section] = {**values.get(section, {}), **small}
         if recipe.method in TRAINERS:
@@ -283,7 +329,8 @@ def test_two_steps_fill_the_run_folder(path, two_steps):
     if recipe.method == "reward":
         assert len([row for row in history if "eval_accuracy" in row]) == 2
     else:
-        assert all("eval_rouge/rougeL" in row and "eval_words" in row for row in steps)
+        measured = rewards.build(recipe.evaluation.metrics)[0].name
+        assert all(f"eval_{measured}" in row and "eval_words" in row for row in steps)
     names = [reward.name for reward in rewards.build(recipe.rewards)]
     for row in steps:
         assert ("reward" in row) == (recipe.method in RL)
@@ -305,3 +352,12 @@ def test_an_rl_stage_goes_on_with_the_adapter_of_sft(path, two_steps):
     result = json.loads((recipe.run / "adapter_config.json").read_text(encoding="utf-8"))
     assert result["base_model_name_or_path"] == start["base_model_name_or_path"]
     assert (result["r"], sorted(result["target_modules"])) == (16, sorted(start["target_modules"]))
+
+
+@every_guided
+def test_a_guide_takes_part_in_the_roll_outs(path, two_steps):
+    recipe = two_steps(path)
+    history = [json.loads(line) for line in (recipe.run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    first, second = (row for row in history if "guidance/share" in row)
+    assert first["guidance/probability"] == recipe.guidance.probability and first["guidance/share"] > 0
+    assert second["step"] == 2

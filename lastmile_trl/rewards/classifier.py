@@ -39,18 +39,19 @@ class Classifier:
         model: a model for sequence classification: an id on the Hub or a folder. Each process of a run loads a copy
             of its own, of 4 bytes per parameter, onto its training device, and keeps it.
         label: the name of the label that is wanted, as the model has it, or its number.
-        on: `completion`, or `prompt+completion` for one text of both, with a space where two words would run together.
+        reads: `completion`, or `prompt+completion` for one text of both, with a space where two words would run
+            together.
         output: `probability` or `logit`.
         batch_size: how many texts the model reads at a time.
         revision: a branch, tag or commit of the model on the Hub.
 
-    >>> Classifier("lvwerra/distilbert-imdb", label="POSITIVE", on="prompt+completion").__name__
+    >>> Classifier("lvwerra/distilbert-imdb", label="POSITIVE", reads="prompt+completion").__name__
     'classifier/POSITIVE'
     """
 
     model: str
     label: str | int
-    on: str = "completion"
+    reads: str = "completion"  # not `on`, which is true in YAML
     output: str = "probability"
     batch_size: int = 32
     revision: str | None = None
@@ -62,7 +63,7 @@ class Classifier:
         _check_model(self.model)
         if not isinstance(self.label, str | int) or isinstance(self.label, bool) or self.label == "":
             raise InputError(f"label must be the name or the number of one of the model's labels, not {self.label!r}.")
-        check_choice("on", self.on, ("completion", "prompt+completion"))
+        check_choice("reads", self.reads, ("completion", "prompt+completion"))
         check_choice("output", self.output, ("probability", "logit"))
         check_whole("batch_size", self.batch_size)
         if self.revision is not None and (not isinstance(self.revision, str) or not self.revision):
@@ -84,7 +85,7 @@ class Classifier:
 
     def _texts(self, completions: Sequence, prompts: Sequence | None) -> list[str | None]:
         texts = [completion_text(completion) for completion in completions]
-        if self.on == "completion":
+        if self.reads == "completion":
             return texts
         if prompts is None:
             raise ValueError("it reads the prompt, which is missing: give each row a `prompt`.")

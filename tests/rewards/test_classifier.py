@@ -115,7 +115,7 @@ def test_a_decoder_is_read_before_its_padding(decoder):
 
 
 def test_the_prompt_is_read_before_the_completion(sentiment):
-    reward, alone = Classifier(sentiment, "POSITIVE", on="prompt+completion"), Classifier(sentiment, "POSITIVE")
+    reward, alone = Classifier(sentiment, "POSITIVE", reads="prompt+completion"), Classifier(sentiment, "POSITIVE")
     whole = alone(["the film was good", "the film was good", "the film, was bad", "the film was", "good"])
     prompts = ["the film was", "the film was ", "the film", "the film was", ""]
     assert reward(["good", " good", ", was bad", "", "good"], prompts=prompts) == close(whole)
@@ -126,13 +126,13 @@ def test_the_prompt_is_read_before_the_completion(sentiment):
 def test_a_chat_is_read_as_what_the_user_said_and_the_answer(sentiment):
     chat = [{"role": "system", "content": "a cat"}, {"role": "user", "content": "the film was"}]
     answer = [{"role": "assistant", "content": "good"}]
-    reward = Classifier(sentiment, "POSITIVE", on="prompt+completion")
+    reward = Classifier(sentiment, "POSITIVE", reads="prompt+completion")
     assert reward([answer], prompts=[chat]) == close(Classifier(sentiment, "POSITIVE")(["the film was good"]))
     assert Classifier(sentiment, "POSITIVE")([answer]) == close(Classifier(sentiment, "POSITIVE")(["good"]))
 
 
 def test_without_a_prompt(sentiment):
-    [reward] = build([{"classifier": {"model": sentiment, "label": "POSITIVE", "on": "prompt+completion"}}])
+    [reward] = build([{"classifier": {"model": sentiment, "label": "POSITIVE", "reads": "prompt+completion"}}])
     assert reward(["good", "bad"], prompts=["a film was", None])[1] is None
     with pytest.raises(RunError, match="Reward 'classifier/POSITIVE' failed.* reads the prompt, which is missing"):
         reward(["good"])
@@ -233,7 +233,7 @@ def test_an_unknown_label_where_nothing_was_checked(sentiment):
         ({"model": ""}, "model must name a model, by its id on the Hub or its folder, not ''."),
         ({"label": ""}, "label must be the name or the number of one of the model's labels, not ''."),
         ({"label": True}, "label must be the name or the number of one of the model's labels, not True."),
-        ({"on": "prompt"}, "on 'prompt' does not exist. Valid: completion, prompt+completion."),
+        ({"reads": "prompt"}, "reads 'prompt' does not exist. Valid: completion, prompt+completion."),
         ({"output": "logits"}, "output 'logits' does not exist: did you mean 'logit'?"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0."),
         ({"revision": 3}, "revision must be a branch, tag or commit, not 3."),
