@@ -208,7 +208,8 @@ class Guided:
         if roll_out.part != ROLL_OUT or not self._of_texts or len(ids) <= roll_out.budget:
             return roll_out.budget
         start = len(roll_out.prefix)
-        return self._word_starts(roll_out.prefix + ids, start + roll_out.budget, forwards=True) - start
+        end = self._word_starts(roll_out.prefix + ids, start + roll_out.budget, forwards=True)
+        return min(end, self.max_completion_length) - start
 
     def _end(self) -> None:
         """The guide goes on where the learner has not ended."""
