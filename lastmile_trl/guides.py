@@ -3,8 +3,9 @@
 A guide is called with prompts, all texts or all chats, and with what each answer already says, "" where the guide
 writes it whole. It returns what follows, without repeating it.
 
-A model is served, and named in the recipe, with a line each; `vllm serve` may as well be `llama-server -m FILE.gguf`
-of llama.cpp, or `text-generation-launcher --model-id NAME` of TGI:
+A model is served, and named in the recipe, with a line each. Where the first says vLLM, there may stand
+`llama-server -m FILE.gguf` of llama.cpp, `text-generation-launcher --model-id NAME` of TGI, or `transformers serve`,
+which takes batch_size: 1 and no begun chats:
 
     vllm serve Qwen/Qwen2.5-7B-Instruct --port 8000
     guide: {endpoint: http://127.0.0.1:8000/v1, model: Qwen/Qwen2.5-7B-Instruct}
