@@ -181,6 +181,7 @@ class Written:
     own: list[int]
     ending: list[int]
     shown: str
+    prompt: str | list[dict]
 
     @property
     def switch(self) -> int:
@@ -214,7 +215,7 @@ def taken_apart(trainer, batch: dict, place: int) -> Written:
     shown = given["completions"][place]
     shown = shown if isinstance(prompt, str) else shown[0]["content"]
     assert shown == tokenizer.decode(whole, skip_special_tokens=True)
-    return Written(prefix, own, whole[len(prefix + own) :], shown)
+    return Written(prefix, own, whole[len(prefix + own) :], shown, prompt)
 
 
 def by(tokenizer, words: str) -> set[int]:
