@@ -234,6 +234,8 @@ def _guided(
     trainer_class: type, recipe: Recipe, model_config: "ModelConfig", tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[type, dict[str, Any]]:
     """The trainer's class with a guide, and what it takes more."""
+    from accelerate import PartialState
+
     from . import guides
     from .preferences.tokens import all_answer_ids
     from .trainers.guidance import guided
@@ -245,7 +247,8 @@ def _guided(
     if guides.kind_of(named) == "model":
         guide = models.load_guide(named, model_config, tokenizer, recipe.training.get("trust_remote_code", False))
     else:
-        guide = guides.build(named, recipe.guidance.sampling, recipe.seed)
+        seed = recipe.seed + PartialState().process_index  # or two processes would get the same texts
+        guide = guides.build(named, recipe.guidance.sampling, seed)
     return guided(trainer_class), {"guidance": recipe.guidance, "guide": guide, "encode": encode}
 
 

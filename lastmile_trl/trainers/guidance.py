@@ -248,11 +248,13 @@ class Guided:
         texts = self.guide(prompts, begun)
         if len(texts) != len(places) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"Guidance: the guide was asked for {len(places)} texts and gave {texts!r:.200}.")
-        if not any(begun):
-            return self.encode(prompts, texts)
-        joined = [_joined(before, text) for before, text in zip(begun, texts, strict=True)]
         end = [self._tokenizer.eos_token_id]
-        return [self._tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in joined]
+        return [
+            self._tokenizer(_joined(before, text), add_special_tokens=False)["input_ids"] + end
+            if before
+            else self.encode([prompt], [text])[0]
+            for prompt, before, text in zip(prompts, begun, texts, strict=True)
+        ]
 
     def _encode(self, prompts: list[Prompt], texts: list[str]) -> list[list[int]]:
         end = [self._tokenizer.eos_token_id]
