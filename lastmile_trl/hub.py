@@ -16,6 +16,7 @@ from .data import completion
 from .errors import InputError, RunError
 from .recipe import IN_ONE_PROCESS, max_new_tokens
 from .rewards.model import check_is_reward_model
+from .trainers.guidance_config import GuidanceConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +81,7 @@ def card(run: Path, *, repo: str | None = None) -> str:
         messages=_yaml(recipe["data"].get("messages")),
         answer=completion(prompt or "", "..."),
         pairs=_pairs(stages),
+        guidance=_guidance(recipe),
         rewards=_rewards(recipe),
         evaluation=_evaluation_table(recipe, evaluation),
         max_new_tokens=max_new_tokens(recipe),
@@ -191,6 +193,43 @@ def _rewards(recipe: dict) -> list[dict[str, Any]]:
         weight, name = arguments.pop("weight", 1.0), arguments.pop("name", kind)
         rewards.append({"name": name, "kind": kind, "weight": weight, "arguments": _shown(arguments)})
     return rewards
+
+
+def _guidance(recipe: dict) -> str | None:
+    """What a guide did in training, and did not; None without one."""
+    if "guidance" not in recipe:
+        return None
+    asked = GuidanceConfig(**recipe["guidance"])
+    begins = "began, and the model went on"
+    ends = "ended what the model had begun"
+    does = {
+        "ppo++": begins,
+        "drpo": begins,
+        "aggrevated": ends,
+        "lols": f"{begins}, or (in {1 - (asked.mixture or 0):.0%} of the roll-outs) it {ends}",
+        "d2lols": f"{ends}, and after {asked.switch or 0:.0%} of the training {begins}",
+    }[asked.mode]
+    said = [
+        f"mode `{asked.mode}`. In {asked.probability:.0%} of the completions a guide, {_guide(asked.guide)}, {does}."
+    ]
+    if asked.anneal is not None:
+        said.append("This share fell to 0 between {:.0%} and {:.0%} of the training.".format(*asked.anneal))
+    said.append("Only tokens that the model wrote itself were trained, while rewards read the whole text.")
+    if asked.anchor:
+        said.append(f"The references' likelihood was part of the loss, with weight {asked.anchor}.")
+    return " ".join([*said, "No guide has a part in the evaluation, nor in use."])
+
+
+def _guide(guide: str | dict) -> str:
+    """Who a guide was.
+
+    >>> _guide("base"), _guide({"endpoint": "http://10.0.0.5/v1", "model": "big"})
+    ('the model as it was before', '`big` on a server')
+    """
+    if isinstance(guide, dict):
+        return f"`{guide['model']}` on a server"
+    known = {"references": "a reference of the row", "base": "the model as it was before"}
+    return known.get(guide, f"`{guide}`")
 
 
 def _shown(arguments: dict[str, Any]) -> str:

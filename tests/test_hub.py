@@ -345,6 +345,52 @@ def test_card_tells_pairs_of_earlier_stages(tmp_path, tmp_path_factory):
     assert "- **Pairs:** better answers in `chosen`, worse ones in `rejected`" in alone.splitlines()
 
 
+GUIDED = "Only tokens that the model wrote itself were trained, while rewards read the whole text."
+FALLS = "This share fell to 0 between 50% and 100% of the training. "
+ALONE = " No guide has a part in the evaluation, nor in use.\n"
+
+
+@pytest.mark.parametrize(
+    ("guidance", "said"),
+    [
+        (
+            {"mode": "ppo++", "guide": "base"},
+            "mode `ppo++`. In 80% of the completions a guide, the model as it was before, began, and the "
+            f"model went on. {FALLS}{GUIDED}{ALONE}",
+        ),
+        (
+            {"mode": "drpo", "probability": 1.0, "anneal": None, "anchor": 0.1},
+            "mode `drpo`. In 100% of the completions a guide, a reference of the row, began, and the "
+            f"model went on. {GUIDED} The references' likelihood was part of the loss, with weight 0.1.{ALONE}",
+        ),
+        (
+            {"mode": "aggrevated", "guide": "/home/somebody/runs/sft", "anneal": [0, 0.25]},
+            "mode `aggrevated`. In 80% of the completions a guide, `sft`, ended what the model had begun. "
+            f"This share fell to 0 between 0% and 25% of the training. {GUIDED}{ALONE}",
+        ),
+        (
+            {"mode": "lols", "guide": "mine:guide", "mixture": 0.75},
+            "a guide, `mine:guide`, began, and the model went on, or (in 25% of the roll-outs) it ended what the model "
+            f"had begun. {FALLS}{GUIDED}{ALONE}",
+        ),
+        (
+            {"mode": "d2lols", "guide": {"endpoint": "http://127.0.0.1:8000/v1", "model": "big"}},
+            "a guide, `big` on a server, ended what the model had begun, and after 20% of the training began, and the "
+            f"model went on. {FALLS}{GUIDED}{ALONE}",
+        ),
+    ],
+)
+def test_card_says_what_a_guide_did(tmp_path, guidance, said):
+    card = hub.card(write_run(tmp_path / "run", method="ppo", guidance=guidance))
+    [line] = [line for line in card.splitlines(keepends=True) if line.startswith("- **Guidance:** ")]
+    assert line.endswith(said)
+    assert "/home/somebody" not in card
+
+
+def test_card_says_nothing_of_guidance_where_there_was_none(tmp_path):
+    assert "uidance" not in hub.card(write_run(tmp_path / "run"))
+
+
 def test_a_local_folder_is_no_data_set_of_the_hub(tmp_path):
     card = hub.card(write_run(tmp_path / "run", data=RECIPE["data"] | {"path": str(tmp_path / "notes")}))
     assert "datasets" not in metadata(card) and "- **Data:** local, `notes`, split" in card
