@@ -1,7 +1,6 @@
 """What the tests of guidance share: models that write known words, trainers with a guide, and what a roll-out was."""
 
 import copy
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -99,7 +98,7 @@ def make_guided(kind, tokenizer, out, guidance=None, guide=None, model=None, rew
         "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_cpu": True,
         "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True,
     }  # fmt: skip
-    rows = rows or rows_of(16)
+    rows = rows or rows_of(64)
     evaluated = settings.pop("eval_rows", None)
     more = {name: settings.pop(name) for name in ("peft_config", "encode", "callbacks") if name in settings}
     if not plain:
@@ -221,8 +220,3 @@ def taken_apart(trainer, batch: dict, place: int) -> Written:
 def by(tokenizer, words: str) -> set[int]:
     """The tokens of who writes these words."""
     return set(tokenizer(words)["input_ids"])
-
-
-def entropy_of(*chances: float) -> float:
-    """The entropy of a distribution."""
-    return -sum(chance * math.log(chance) for chance in chances)

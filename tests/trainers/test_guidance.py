@@ -4,7 +4,8 @@ import copy
 
 import guidance_fixture
 import pytest
-from guidance_fixture import GUIDE, LEARNER, LONGEST, author, by, rows_of, says, written
+from guidance_fixture import GUIDE, LEARNER, LONGEST, adapter_settings, author, by, rows_of, says, written
+from peft import get_peft_model
 
 from lastmile_trl.trainers.guidance_config import ROLL_IN
 
@@ -195,3 +196,83 @@ def test_the_learners_settings_of_sampling_are_not_the_guides(guided_by, tokeniz
     rows, _ = written(trainer, rows_of(40))
     assert {token for row in rows for token in row.own} == by(tokenizer, " ran")
     assert {token for row in rows for token in row.prefix} == by(tokenizer, GUIDE)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "guidance", "settings", "words"),
+    [
+        ("grpo", {"prefix_per": "completion"}, {}, "with a group's mean as the baseline, completions with different "
+         "prefixes teach nothing: leave prefix_per out, or use PPO."),
+        ("rloo", {"prefix_per": "completion"}, {}, "with a group's mean as the baseline, completions"),
+        ("ppo", {"mode": "ppo++", "guide": "a/model"}, {}, "the guide 'a/model' must be given as guide=, a model or a "
+         "function."),
+        ("grpo", {"mode": "ppo++", "guide": "base"}, {}, "guide='base' is the policy as it was, of which TRL keeps a "
+         "copy only with beta above 0: set beta, or name what it starts from as the guide."),
+        ("ppo", {"mode": "lols", "guide": "base"}, {}, "guide='base' is the policy as it was"),
+        ("grpo", {"mode": "aggrevated", "guide": "adapter"}, {"mask_truncated_completions": True}, "in mode aggrevated "
+         "the guide ends completions, so leave out mask_truncated_completions and missing_eos_penalty."),
+        ("ppo", {"mode": "d2lols", "guide": "adapter"}, {"missing_eos_penalty": 1.0}, "in mode d2lols the guide ends "),
+        ("ppo", {"mode": "lols", "guide": "adapter"}, {"missing_eos_penalty": 0.0}, "in mode lols the guide ends "),
+        ("rloo", {"mode": "aggrevated", "guide": "adapter"}, {"max_completion_length": 1}, "mode aggrevated needs "
+         "max_completion_length of at least 2."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_guided_is_refused(make, kind, guidance, settings, words):
+    if guidance.get("guide") == "adapter":
+        guidance, settings = guidance | {"guide": "base"}, settings | {"peft_config": adapter_settings()}
+    with pytest.raises(ValueError) as error:
+        make(kind, guidance, **settings)
+    assert str(error.value).startswith(f"Guidance: {words}")
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])  # RLOO's trainer always keeps one
+def test_an_adapter_that_goes_on_is_its_own_base_only_where_a_copy_is_kept(make, tokenizer, kind):
+    policy = get_peft_model(author(tokenizer), adapter_settings())
+    with pytest.raises(ValueError, match="Guidance: guide='base' is the policy as it was, of which TRL keeps a copy"):
+        make(kind, {"mode": "ppo++", "guide": "base"}, model=policy)
+
+
+def test_what_begins_may_be_masked_and_be_short(make):
+    make("ppo", mask_truncated_completions=True, missing_eos_penalty=1.0)
+    rows, _ = written(make("grpo", max_completion_length=1), rows_of(8))
+    assert all(row.prefix == [] and len(row.own) == 1 for row in rows)
+
+
+def test_other_engines_and_copies_in_shards_are_refused(make, guided_by):
+    trainer = make("grpo")
+    trainer.args.use_vllm = True
+    with pytest.raises(ValueError, match="Guidance: roll-outs are written with transformers: set use_vllm to false."):
+        trainer._refuse_guidance()
+    trainer = guided_by("full", "grpo")
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="Guidance: guide='base' without an adapter is a model in shards here: name"):
+        trainer._refuse_guidance()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_as_the_guide_is_not_trained(guided_by, kind):
+    trainer = guided_by("model", kind)
+    trainer.guide.get_output_embeddings().weight.requires_grad_(True)
+    before = copy.deepcopy(trainer.guide.state_dict())
+    guide = guided_by("model", kind).guide
+    assert not guide.training and not any(value.requires_grad for value in guide.parameters())
+    trainer.train()
+    assert all((value == before[name]).all() for name, value in trainer.guide.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sort", ["adapter", "adapter that goes on"])
+def test_the_adapter_is_trained_after_the_base_has_written(guided_by, kind, sort):
+    """The base writes with another adapter or none, and what the learner trains is afterwards what it was."""
+    trainer = guided_by(sort, kind, max_steps=3, learning_rate=1e-2)
+    trained = {name: value.clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    kept = {name: value.clone() for name, value in trainer.model.named_parameters() if not value.requires_grad}
+    assert len(trained) == 2 and all(".default." in name for name in trained)
+    trainer.train()
+    after = dict(trainer.model.named_parameters())
+    assert {name for name, value in after.items() if value.requires_grad} == set(trained)
+    assert all((after[name] != value).any() for name, value in trained.items())
+    assert all((after[name] == value).all() for name, value in kept.items())
