@@ -379,10 +379,11 @@ def test_references_and_base_guide(guided):
     ],
 )
 def test_base_needs_a_copy_unless_an_adapter_is_new(guided, tmp_path, method, training, kept):
-    adapter, whole = str(tmp_path / "adapter"), str(tmp_path / "model")
+    adapter, whole, to_come = (str(tmp_path / name) for name in ("adapter", "model", "to_come"))
+    later = {"model_name_or_path": to_come}
     for start, stage, upcoming in (
         (adapter, guided("base", method, adapter=True, training=training), set()),
-        (adapter, guided("base", method, adapter=True, training=training), {tmp_path / "adapter"}),
+        (to_come, guided("base", method, model={"use_peft": True, **later}, training=training), {Path(to_come)}),
         (whole, guided("base", method, model={"use_peft": False}, training=training), set()),
     ):
         said = (

@@ -194,6 +194,19 @@ def test_loading_is_lazy_happens_once_and_draws_no_random_numbers(sentiment):
     Classifier("nowhere/to/be/found", "POSITIVE")  # is no error before it is called
 
 
+def test_a_run_that_shards_its_models_leaves_this_one_whole(sentiment, monkeypatch):
+    from transformers.integrations import deepspeed
+
+    class Sharding:
+        def is_zero3(self):
+            raise AssertionError("asked whether to shard")
+
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", Sharding)
+    classifier._load.cache_clear()
+    assert Classifier(sentiment, "POSITIVE")(["a cat"])[0] > 0
+    assert deepspeed._hf_deepspeed_config_weak_ref is Sharding
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
