@@ -6,7 +6,7 @@ import guidance_fixture
 import pandas
 import pytest
 import torch
-from guidance_fixture import GUIDE, LEARNER, LONGEST, Reward, author, by, make_guided, rows_of, says, written
+from guidance_fixture import GUIDE, LEARNER, Reward, author, by, make_guided, rows_of, says, written
 from ppo_fixture import Gradients, logged, weights_of
 
 make, guided_by = guidance_fixture.make, guidance_fixture.guided_by
