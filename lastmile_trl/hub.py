@@ -366,7 +366,7 @@ def _data(run: Path) -> dict[str, Any]:
     """The data section of a run, with the `id` of its data set on the Hub, if it is there."""
     path = _recipe_value(run, "data.path")
     found = {"id": None if path.endswith(DATA_FILES) else _hub_id(path, run)}
-    return dict.fromkeys(("name", "split", "eval_split", "references")) | _recipe(run)["data"] | found
+    return dict.fromkeys(("name", "split", "eval_split", "references", "split_at")) | _recipe(run)["data"] | found
 
 
 # --- merging -------------------------------------------------------------------------------------------------------

@@ -200,6 +200,13 @@ def test_card_names_only_a_data_set_that_is_on_the_hub(tmp_path, path, datasets,
     assert f"- **Data:** {said}, split `train`, references in `summary`" in card.splitlines()
 
 
+def test_card_says_how_texts_were_split(tmp_path):
+    data = {"path": "acme/reviews", "prompt": "{beginning}", "references": "text", "split_at": 50}
+    card = hub.card(write_run(tmp_path / "run", data=data))
+    assert "references in `text`, after its first 50 words, which are `beginning`\n- **Method:**" in card
+    assert "references in `summary`\n- **Method:**" in hub.card(write_run(tmp_path / "run"))
+
+
 def test_card_holds_no_absolute_path_and_no_secret(tmp_path):
     training = {"output_dir": str(tmp_path / "run"), "hub_token": TOKEN, "deepspeed": "~/zero.json"}
     data = RECIPE["data"] | {"path": str(tmp_path / "notes.csv"), "prompt": "/think {note}"}
