@@ -118,6 +118,7 @@ class Guided:
     def _tokenize_prompts(self, prompts: list[Prompt]):
         ids, *rest = super()._tokenize_prompts(prompts)
         self._prompts, self._roll_outs = prompts, [RollOut(budget=self.max_completion_length) for _ in prompts]
+        self._guide_ends = False  # any completion, on any process
         if self.model.training:
             self._begin(ids)
         self._prompt_ids = ids
@@ -133,6 +134,7 @@ class Guided:
         self._probability = self.guidance.probability_at(self._done)
         if all(draw.part == ALONE for draw in draws):
             return
+        self._guide_ends = _part_of(draws) == ROLL_OUT
         beginnings = self._beginnings(prompt_ids, units, draws, shared=size > 1 and processes > 1)
         for roll_out, unit in zip(self._roll_outs, units, strict=True):
             if draws[unit].part != ALONE:
@@ -156,10 +158,10 @@ class Guided:
         places = {unit: place for place, unit in reversed(list(enumerate(units))) if draws[unit].part != ALONE}
         if self.guidance.guide == "references":
             return {unit: self._reference(place, draws[unit].reference) for unit, place in places.items()}
-        if _part_of(draws) == ROLL_IN:
-            found = self._written_by_guide(list(places.values()), prompt_ids)
-        else:
+        if self._guide_ends:
             found = self._sampled([prompt_ids[place] for place in places.values()], prompt_ids[0])
+        else:
+            found = self._written_by_guide(list(places.values()), prompt_ids)
         beginnings = dict(zip(places, found, strict=True))
         if shared:  # a group may lie on two processes
             beginnings = dict(reversed(gather_object(list(beginnings.items()))))
@@ -190,15 +192,14 @@ class Guided:
     # --- the learner writes, and the guide goes on ------------------------------------------------------------------
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any):
-        turns = [roll_out for roll_out in self._roll_outs if roll_out.part == ROLL_OUT]
-        room = WORD_END if turns and self._of_texts else 0
+        room = WORD_END if self._guide_ends and self._of_texts else 0
         most = min(max(roll_out.budget for roll_out in self._roll_outs) + room, self.max_completion_length)
         with self._generating(max_new_tokens=most):
             found = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         written = found[0] if isinstance(found, tuple) else found
         for roll_out, ids in zip(self._roll_outs, written, strict=True):
             roll_out.own = ids[: self._until(roll_out, ids)]
-        if turns:
+        if self._guide_ends:
             self._end()
         own = [roll_out.own for roll_out in self._roll_outs]
         return (own, *found[1:]) if isinstance(found, tuple) else own
