@@ -1,32 +1,49 @@
 """Runs held against each other on the same held-out rows: the content of `evaluation.json`, and ways to say it.
 
-    {"version": 1,
+    {"version": 2,
      "rows": 300,                              # held-out rows
      "baseline": "sft",                        # the run all others are held against
      "metrics": {NAME: {"rewarded": bool}},    # a reward of some run may have been gamed; the first is the primary one
      "results": [                              # by decoding, greedy first; in it by run, raw first
        {"run": "grpo", "decoding": "greedy", "postprocessed": false,
-        "metrics": {NAME: INTERVAL | null},             # null: no row could be scored
-        "difference": {NAME: INTERVAL | null} | null,   # to the baseline's raw outputs; null for these themselves
-        "difference_to_postprocessed": {...} | null}],  # to the baseline's post-processed ones; null for the baseline
+        "metrics": {NAME: INTERVAL | null},               # null: no row could be scored
+        "difference": {NAME: DIFFERENCE | null} | null,   # to the baseline's raw outputs; null for these themselves
+        "difference_to_postprocessed": {...} | null}],    # to the baseline's post-processed ones; null for the baseline
+     "over_seeds": [                           # recipes that were run with several seeds: entries as above, and
+       {"seeds": ["grpo-0", "grpo-1"], ...}],  # the runs, whose recipe "run" names
      "examples": [                             # every row
        {"prompt": ..., "references": [...],
         "outputs": [{"run", "decoding", "postprocessed", "text", "metrics": {NAME: number | null}}]}]}
 
 An INTERVAL is {"mean", "low", "high", "rows"}: a mean over that many rows with its 95 % bootstrap interval. A
-difference is the mean over rows of run minus baseline at the same decoding, null where the baseline lacks it.
+DIFFERENCE is one too, the mean over rows of run minus baseline at the same decoding, null where the baseline lacks it,
+with "p" of a randomisation test and "p_adjusted", Holm's correction for all differences of this kind at this decoding.
+Below 0.05, that one shows a difference. Over seeds, interval and p allow for other seeds as well as other rows.
+
+Version 1 has neither "p" nor "over_seeds". docs/evaluation.md says how to read it all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED, per_row
 from lastmile_trl.evaluation.postprocess import postprocess
-from lastmile_trl.evaluation.significance import Interval, interval, paired
+from lastmile_trl.evaluation.significance import (
+    LEVEL,
+    Difference,
+    Interval,
+    holm,
+    interval,
+    minus,
+    over_seeds,
+    paired,
+    randomisations,
+)
+from lastmile_trl.rewards.base import known_mean
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,9 +52,12 @@ if TYPE_CHECKING:
     from lastmile_trl.rewards import Reward
 
 DASH = "–"
+KINDS = {"difference": False, "difference_to_postprocessed": True}  # of differences: is the baseline post-processed?
 
-# run, decoding, post-processed or not -> metric -> one value per row
-_Values = dict[tuple[str, str, bool], dict[str, list[float | None]]]
+# run, decoding, post-processed or not
+_Key = tuple[str, str, bool]
+# of these by metric: one value per row
+_Values = dict[_Key, dict[str, list[float | None]]]
 
 
 def compare(
@@ -48,23 +68,28 @@ def compare(
     rewarded: set[str],
     postprocessed: Sequence[str] = (),
     baseline: str | None = None,
+    seeds: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Measure the outputs of every run and decoding on the same rows; the result is described above.
 
     `rewarded` names the metrics that were rewards in training, `postprocessed` the runs to show a second time after
-    post-processing. The baseline is the first run unless named.
+    post-processing. The baseline is the first run unless named. `seeds` groups the runs of one recipe, by its name and
+    in the order of their seeds.
     """
-    _check(outputs, rows, postprocessed, baseline)
+    _check(
+        outputs, rows, [*postprocessed, *([baseline] if baseline else []), *sum(map(list, (seeds or {}).values()), [])]
+    )
     baseline = baseline or next(iter(outputs))
     variants = _variants(outputs, postprocessed)
     values = {key: per_row(texts, rows, metrics) for key, texts in variants.items()}
     names = [*(metric.name for metric in metrics), *ALWAYS_MEASURED]
     return {
-        "version": 1,
+        "version": 2,
         "rows": len(rows),
         "baseline": baseline,
         "metrics": {name: {"rewarded": name in rewarded} for name in names},
-        "results": [_result(key, values, baseline) for key in values],
+        "results": _results(values, baseline),
+        "over_seeds": _over_seeds(seeds or {}, values, baseline),
         "examples": [_example(number, row, variants, values) for number, row in enumerate(rows)],
     }
 
@@ -83,15 +108,14 @@ def table(result: Mapping[str, Any]) -> Table:
     for title in [*([_difference_title(result)] if compared else []), *(_title(name, result) for name in names)]:
         header = title.replace("/", "/\n").replace("_", "_\n")
         grid.add_column(Text(header), justify="right", overflow="fold")
-    for decoding in dict.fromkeys(entry["decoding"] for entry in result["results"]):
+    for decoding, entries in by_decoding(result).items():
         grid.add_section()
         grid.add_row(Text(decoding, style="bold"))
-        for entry in result["results"]:
-            if entry["decoding"] == decoding:
-                cells = [_cell(entry["metrics"].get(name), _with_margin) for name in names]
-                difference = [_cell(_primary_difference(entry, result), _with_interval)] if compared else []
-                label = f"{entry['run']}, post-\nprocessed" if entry["postprocessed"] else entry["run"]
-                grid.add_row(*map(Text, (label, *difference, *cells)))
+        for entry in entries:
+            cells = [_cell(entry["metrics"].get(name), _with_margin, arrow(entry, name)) for name in names]
+            difference = [_cell(_primary_difference(entry, result), _in_lines)] if compared else []
+            details = label(entry).removeprefix(entry["run"]).replace("post-", "post-\n")
+            grid.add_row(*map(Text, (entry["run"] + details, *difference, *cells)))
     return grid
 
 
@@ -100,10 +124,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     compared, names = _has_differences(result), list(result["metrics"])
     header = ["run", "decoding", *([_difference_title(result)] if compared else [])]
     lines = [header + [_title(name, result) for name in names]]
-    for entry in result["results"]:
-        difference = [_cell(_primary_difference(entry, result), _with_interval)] if compared else []
-        cells = [_cell(entry["metrics"].get(name), _with_interval) for name in names]
-        lines.append([_label(entry), entry["decoding"], *difference, *cells])
+    for decoding, entries in by_decoding(result).items():
+        for entry in entries:
+            difference = [_cell(_primary_difference(entry, result), _with_p)] if compared else []
+            cells = [_cell(entry["metrics"].get(name), _with_interval, f" {arrow(entry, name)}") for name in names]
+            lines.append([label(entry), decoding, *difference, *map(str.strip, cells)])
     header, *body = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines]
     ruler = f"| --- | --- |{' ---: |' * (len(lines[0]) - 2)}"
     return "\n".join([header, ruler, *body, "", _legend(result)]).replace("*", r"\*") + "\n"
@@ -126,15 +151,75 @@ def answer(result: Mapping[str, Any]) -> str:
     sentence = f"{_verdict(entry['run'], baseline, primary, difference)} {_where(entry, difference, result)}"
     processed = _known((entry["difference_to_postprocessed"] or {}).get(primary))
     if processed is not None:
-        finding = "the difference is" if processed.excludes_zero else "no difference is shown:"
-        sentence += f"; against post-processed {baseline} {finding} {_with_interval(processed)}"
-    return f"{sentence}.{_cost(entry, result)}"
+        finding = "the difference is" if processed.shown else "no difference is shown:"
+        p = _corrected_p(processed, " (", ")")
+        sentence += f"; against post-processed {baseline} {finding} {_with_interval(processed)}{p}"
+    return f"{sentence}.{_cost(entry, result)}{_over_all_seeds(entry, result)}"
 
 
-def _check(outputs: Mapping, rows: Sequence, postprocessed: Sequence[str], baseline: str | None) -> None:
+def by_decoding(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """What there is to show, by decoding: the runs, then the recipes over their seeds."""
+    entries: dict[str, list] = {}
+    for entry in [*result["results"], *result.get("over_seeds", [])]:
+        entries.setdefault(entry["decoding"], []).append(entry)
+    return entries
+
+
+def label(entry: Mapping[str, Any]) -> str:
+    """What a run, or a recipe over its seeds, is called.
+
+    >>> label({"run": "grpo", "seeds": ["grpo-0", "grpo-1"], "postprocessed": False})
+    'grpo, 2 seeds'
+    """
+    return f"{entry['run']}{', post-processed' if entry['postprocessed'] else ''}{_seeds(entry)}"
+
+
+def arrow(entry: Mapping[str, Any], metric: str) -> str:
+    """Where a run moved from the baseline, nothing where no difference is shown."""
+    return {"higher": "↑", "lower": "↓", None: ""}[moved((entry["difference"] or {}).get(metric))]
+
+
+def moved(difference: Mapping[str, Any] | None) -> str | None:
+    """Which way a difference is shown: "higher", "lower", or None.
+
+    >>> moved({"mean": -0.2, "low": -0.3, "high": -0.1, "rows": 50, "p": 0.001, "p_adjusted": 0.012})
+    'lower'
+    """
+    if difference is None or not Difference(**difference).shown:
+        return None
+    return "higher" if difference["mean"] > 0 else "lower"
+
+
+def outcome(difference: Difference) -> str:
+    """What the test of a difference says.
+
+    >>> outcome(Difference(0.2, -0.1, 0.3, rows=50, p=0.07, p_adjusted=0.21))
+    'no difference shown, p = 0.210'
+    """
+    return f"{'' if difference.shown else 'no difference shown, '}{_p(difference.p_adjusted)}"
+
+
+def how_tested(result: Mapping[str, Any]) -> str:
+    """What stands behind the p of the tables, or why there is none."""
+    if result["version"] < 2:
+        return (
+            "There is no p, as the evaluation is of version 1, before there was one, and what is shown goes by the "
+            "intervals, uncorrected: evaluate again to have it."
+        )
+    seeds = (
+        " Over seeds, intervals and p allow for other seeds as well as other rows, and the baseline is that over its "
+        "seeds where it has several."
+    )
+    return (
+        "p is that of a randomisation test, corrected (Holm) for all differences of its kind at a decoding; a "
+        f"difference is shown where it is below {LEVEL}.{seeds if result['over_seeds'] else ''}"
+    )
+
+
+def _check(outputs: Mapping, rows: Sequence, named: Iterable[str]) -> None:
     if not outputs or not rows:
         raise InputError("There is nothing to compare: give the outputs of at least one run on at least one row.")
-    for name in [*postprocessed, *([baseline] if baseline else [])]:
+    for name in named:
         if name not in outputs:
             raise InputError(f"There is no run named {name!r} to compare; the runs are {', '.join(outputs)}.")
     for run, decodings in outputs.items():
@@ -162,25 +247,92 @@ def _variants(
     return variants
 
 
-def _result(key: tuple[str, str, bool], values: _Values, baseline: str) -> dict[str, Any]:
-    run, decoding, processed = key
-    base, base_processed = (baseline, decoding, False), (baseline, decoding, True)
+def _results(values: _Values, baseline: str) -> list[dict[str, Any]]:
+    entries = [
+        {
+            "run": run,
+            "decoding": decoding,
+            "postprocessed": processed,
+            "metrics": {name: _json(interval(of_rows)) for name, of_rows in values[run, decoding, processed].items()},
+            **{kind: _difference((run, decoding, processed), kind, values, baseline) for kind in KINDS},
+        }
+        for run, decoding, processed in values
+    ]
+    tested = [
+        (entry[kind][name], minus(of_rows, values[baseline, entry["decoding"], KINDS[kind]][name]))
+        for entry, of_run in zip(entries, values.values(), strict=True)
+        for kind in KINDS
+        for name, of_rows in of_run.items()
+        if (entry[kind] or {}).get(name)
+    ]
+    p_values = randomisations([differences for _, differences in tested])
+    for (difference, _), p in zip(tested, p_values, strict=True):
+        difference["p"] = p
+    return _corrected(entries)
+
+
+def _difference(key: _Key, kind: str, values: _Values, baseline: str) -> dict[str, dict | None] | None:
+    run, decoding, _ = key
+    base = (baseline, decoding, KINDS[kind])
+    if base not in values or key == base or (KINDS[kind] and run == baseline):
+        return None
     return {
-        "run": run,
-        "decoding": decoding,
-        "postprocessed": processed,
-        "metrics": {name: _json(interval(of_rows)) for name, of_rows in values[key].items()},
-        "difference": _difference(key, base, values) if key != base else None,
-        "difference_to_postprocessed": _difference(key, base_processed, values) if run != baseline else None,
+        name: _json((found := paired(of_rows, values[base][name])) and Difference(**asdict(found)))
+        for name, of_rows in values[key].items()
     }
 
 
-def _difference(
-    key: tuple[str, str, bool], base: tuple[str, str, bool], values: _Values
-) -> dict[str, dict | None] | None:
-    if base not in values:
-        return None
-    return {name: _json(paired(of_rows, values[base][name])) for name, of_rows in values[key].items()}
+def _corrected(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries, every p corrected for all differences of its kind at its decoding."""
+    families: dict[tuple[str, str], list[dict]] = {}
+    for entry in entries:
+        for kind in KINDS:
+            family = families.setdefault((kind, entry["decoding"]), [])
+            family += [difference for difference in (entry[kind] or {}).values() if difference]
+    for family in families.values():
+        adjusted = holm([difference["p"] for difference in family])
+        for difference, p in zip(family, adjusted, strict=True):
+            difference["p_adjusted"] = p
+    return entries
+
+
+def _over_seeds(seeds: Mapping[str, Sequence[str]], values: _Values, baseline: str) -> list[dict[str, Any]]:
+    of_baseline = next((runs for runs in seeds.values() if baseline in runs), [baseline])
+    entries = []
+    for decoding in dict.fromkeys(decoding for _, decoding, _ in values):
+        for name, runs in seeds.items():
+            keys = [(run, decoding, False) for run in runs if (run, decoding, False) in values]
+            if len(keys) < 2:
+                continue
+            entry = {"run": name, "seeds": [run for run, _, _ in keys], "decoding": decoding, "postprocessed": False}
+            entry["metrics"] = {
+                metric: _json((found := over_seeds([values[key][metric] for key in keys])) and _plain(found))
+                for metric in values[keys[0]]
+            }
+            for kind, processed in KINDS.items():
+                bases = [(run, decoding, processed) for run in of_baseline if (run, decoding, processed) in values]
+                known = bases and not set(runs) & set(of_baseline)
+                entry[kind] = _difference_over_seeds(keys, bases, values) if known else None
+            entries.append(entry)
+    return _corrected(entries)
+
+
+def _difference_over_seeds(keys: Sequence[_Key], bases: Sequence[_Key], values: _Values) -> dict[str, dict | None]:
+    """Seed by seed where the baseline has as many, else each seed minus the mean of the baseline's."""
+    differences = {}
+    for metric in values[keys[0]]:
+        of_bases = [values[base][metric] for base in bases]
+        if len(bases) != len(keys):
+            mean = [None if None in of_row else known_mean(of_row) for of_row in zip(*of_bases, strict=True)]
+            of_bases = [mean] * len(keys)
+        by_seed = [minus(values[key][metric], base) for key, base in zip(keys, of_bases, strict=True)]
+        differences[metric] = _json(over_seeds(by_seed))
+    return differences
+
+
+def _plain(difference: Difference) -> Interval:
+    """Without what says whether it is 0, which nobody asks of a mean."""
+    return Interval(difference.mean, difference.low, difference.high, difference.rows)
 
 
 def _json(estimate: Interval | None) -> dict[str, Any] | None:
@@ -225,17 +377,21 @@ def _difference_title(result: Mapping[str, Any]) -> str:
     return f"{_title(_primary(result), result)} minus {result['baseline']}"
 
 
-def _label(entry: Mapping[str, Any]) -> str:
-    return f"{entry['run']}, post-processed" if entry["postprocessed"] else entry["run"]
+def _seeds(entry: Mapping[str, Any]) -> str:
+    return f", {len(entry['seeds'])} seeds" if "seeds" in entry else ""
 
 
-def _cell(estimate: Mapping[str, Any] | None, form: Callable[[Interval], str]) -> str:
-    return DASH if estimate is None else form(Interval(**estimate))
+def _cell(estimate: Mapping[str, Any] | None, form: Callable[[Difference], str], mark: str = "") -> str:
+    return DASH if estimate is None else form(Difference(**estimate)).replace("\n", f"{mark}\n") + mark
 
 
 def _legend(result: Mapping[str, Any]) -> str:
-    rewarded = " * was a reward in training." if any(of["rewarded"] for of in result["metrics"].values()) else ""
-    return f"Means over {result['rows']} held-out rows with 95 % bootstrap intervals.{rewarded}"
+    said = [f"Means over {result['rows']} held-out rows with 95 % bootstrap intervals."]
+    if any(of["rewarded"] for of in result["metrics"].values()):
+        said.append("* was a reward in training.")
+    if _has_differences(result):
+        said += [f"↑ and ↓: a difference to {result['baseline']} is shown.", how_tested(result)]
+    return " ".join(said)
 
 
 def _last_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -247,8 +403,8 @@ def _last_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((entry for entry in of_run if entry["difference"]), of_run[0])
 
 
-def _verdict(run: str, baseline: str, metric: str, difference: Interval) -> str:
-    if not difference.excludes_zero:
+def _verdict(run: str, baseline: str, metric: str, difference: Difference) -> str:
+    if not difference.shown:
         return f"No difference is shown between {run} and {baseline} on {metric}: {_with_interval(difference)}"
     verb = "beats" if difference.mean > 0 else "falls behind"
     return f"{run} {verb} {baseline} on {metric} by {_with_interval(_size(difference))}"
@@ -259,7 +415,7 @@ def _cost(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     worse = []
     for name, about in result["metrics"].items():
         difference = _known(entry["difference"].get(name))
-        if name == _primary(result) or about["rewarded"] or difference is None or not difference.excludes_zero:
+        if name == _primary(result) or about["rewarded"] or difference is None or not difference.shown:
             continue
         if _better(name) == ("lower" if difference.mean > 0 else "higher"):
             worse.append((name, _size(difference)))
@@ -270,16 +426,38 @@ def _cost(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return f" But {name}, which was not rewarded, got worse by {_with_interval(size)}{as_well}."
 
 
-def _where(entry: Mapping[str, Any], estimate: Interval | None, result: Mapping[str, Any]) -> str:
+def _over_all_seeds(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """The same of the run's recipe, where it was run with several seeds."""
+    recipes = [of for of in result.get("over_seeds", []) if entry["run"] in of["seeds"]]
+    recipe = next((of for of in recipes if of["decoding"] == entry["decoding"]), None)
+    difference = recipe and _known(_primary_difference(recipe, result))
+    if not difference:
+        return ""
+    baseline = result["baseline"]
+    baseline = next((of["run"] for of in result["over_seeds"] if baseline in of["seeds"]), baseline)
+    verdict = _verdict(recipe["run"], baseline, _primary(result), difference)
+    return f" Over {len(recipe['seeds'])} seeds: {verdict}{_corrected_p(difference, ' (', ')')}."
+
+
+def _where(entry: Mapping[str, Any], estimate: Difference | None, result: Mapping[str, Any]) -> str:
     scored, rows = estimate.rows if estimate else 0, result["rows"]
-    return f"({entry['decoding']}, {rows if scored == rows else f'{scored} of {rows}'} held-out rows)"
+    p = _corrected_p(estimate, ", ") if estimate else ""
+    return f"({entry['decoding']}, {rows if scored == rows else f'{scored} of {rows}'} held-out rows{p})"
 
 
-def _known(estimate: Mapping[str, Any] | None) -> Interval | None:
-    return None if estimate is None else Interval(**estimate)
+def _corrected_p(difference: Difference, before: str, after: str = "") -> str:
+    return "" if difference.p_adjusted is None else f"{before}corrected {_p(difference.p_adjusted)}{after}"
 
 
-def _size(difference: Interval) -> Interval:
+def _p(p: float | None) -> str:
+    return f"p {DASH}" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _known(estimate: Mapping[str, Any] | None) -> Difference | None:
+    return None if estimate is None else Difference(**estimate)
+
+
+def _size(difference: Difference) -> Difference:
     """The same difference as a positive amount."""
     if difference.mean >= 0:
         return difference
@@ -288,6 +466,14 @@ def _size(difference: Interval) -> Interval:
 
 def _with_interval(estimate: Interval) -> str:
     return f"{_number(estimate.mean)} [{_number(estimate.low)}, {_number(estimate.high)}]"
+
+
+def _with_p(difference: Difference) -> str:
+    return f"{_with_interval(difference)}, {outcome(difference)}"
+
+
+def _in_lines(difference: Difference) -> str:
+    return f"{_with_interval(difference)}\n{outcome(difference)}".replace(", p", "\np")
 
 
 def _with_margin(estimate: Interval) -> str:

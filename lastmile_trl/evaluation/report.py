@@ -58,7 +58,7 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
     """
     from markupsafe import Markup
 
-    from lastmile_trl.evaluation.comparison import answer
+    from lastmile_trl.evaluation.comparison import answer, how_tested
 
     runs = list(dict.fromkeys([*(entry["run"] for entry in result["results"]), *histories]))
     slots = {run: index % COLOURS for index, run in enumerate(runs)}
@@ -73,6 +73,7 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
         baseline=result["baseline"],
         notes=notes,
         table=_table(result, slots),
+        how_tested=how_tested(result),
         curves=curves(histories, slots),
         points=POINTS,
         colours=COLOURS,
@@ -109,7 +110,10 @@ def _title(result: dict) -> str:
 
 def _table(result: dict, slots: dict[str, int]) -> dict:
     """Rows grouped by decoding, because a difference is always taken at the same decoding."""
-    entries, primary, baseline = result["results"], next(iter(result["metrics"])), result["baseline"]
+    from lastmile_trl.evaluation.comparison import by_decoding, label
+
+    shown, primary, baseline = by_decoding(result), next(iter(result["metrics"])), result["baseline"]
+    entries = [entry for of_decoding in shown.values() for entry in of_decoding]
     decimals = {
         name: decimals_for(_largest(entry["metrics"].get(name) for entry in entries)) for name in result["metrics"]
     }
@@ -125,12 +129,13 @@ def _table(result: dict, slots: dict[str, int]) -> dict:
 
     groups: dict[str, list[dict]] = {}
     for entry in entries:
-        reference = entry["postprocessed"] if entry["run"] == baseline else None
+        runs = entry.get("seeds", [entry["run"]])
+        reference = entry["postprocessed"] if baseline in runs else None
         groups.setdefault(entry["decoding"], []).append(
             {
                 "run": entry["run"],
-                "slot": slots[entry["run"]],
-                "postprocessed": entry["postprocessed"],
+                "slot": slots[runs[0]],
+                "details": label(entry).removeprefix(entry["run"]).removeprefix(", "),
                 "differences": [
                     "baseline"
                     if reference is processed
@@ -167,30 +172,29 @@ def _largest(intervals: Iterable[dict | None]) -> float:
 def _cell(interval: dict | None, difference: dict | None, better: str | None, decimals: int) -> dict | None:
     if interval is None:
         return None
-    moved = _moved(difference)
+    from lastmile_trl.evaluation.comparison import moved
+
+    where = moved(difference)
     return {
         "mean": number(interval["mean"], decimals),
         "interval": f"[{number(interval['low'], decimals)}, {number(interval['high'], decimals)}]",
-        "moved": moved,
-        "worse": bool(moved and better) and moved != better,
+        "moved": where,
+        "worse": bool(where and better) and where != better,
     }
-
-
-def _moved(difference: dict | None) -> str | None:
-    """Where a difference went beyond doubt: "higher", "lower", or None."""
-    if difference is None or difference["low"] <= 0 <= difference["high"]:
-        return None
-    return "higher" if difference["low"] > 0 else "lower"
 
 
 def _whisker(difference: dict | None, low: float, high: float, rows: int) -> dict | None:
     """The interval as numbers to read, and as per cent of a line from `low` to `high` to draw."""
     if difference is None:
         return None
+    from lastmile_trl.evaluation.comparison import moved, outcome
+    from lastmile_trl.evaluation.significance import Difference
+
     decimals = decimals_for(max(abs(difference["low"]), abs(difference["high"])))
     values = {"zero": 0.0} | {key: difference[key] for key in ("low", "mean", "high")}
     return {
-        "moved": _moved(difference),
+        "moved": moved(difference),
+        "outcome": outcome(Difference(**difference)),
         "mean": number(difference["mean"], decimals, sign=True),
         "interval": f"[{', '.join(number(difference[end], decimals, sign=True) for end in ('low', 'high'))}]",
         "rows": difference["rows"] if difference["rows"] < rows else None,

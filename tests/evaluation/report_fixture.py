@@ -58,11 +58,12 @@ def result(rows: int = 300, evil: bool = True) -> dict:
             }
         )
     return {
-        "version": 1,
+        "version": 2,
         "rows": rows,
         "baseline": "sft",
         "metrics": METRICS,
         "results": results,
+        "over_seeds": [],
         "examples": examples,
     }
 
@@ -107,11 +108,19 @@ def _values(examples: list[dict], position: int, name: str) -> list[float]:
 
 def _differences(examples: list[dict], position: int, base: int) -> dict[str, dict]:
     return {
-        name: _interval(
+        name: _tested(
             [a - b for a, b in zip(_values(examples, position, name), _values(examples, base, name), strict=True)]
         )
         for name in METRICS
     }
+
+
+def _tested(values: list[float]) -> dict:
+    """A difference with a p by the normal approximation, corrected for the metrics of two runs."""
+    found = _interval(values)
+    error = (found["high"] - found["mean"]) / 1.96
+    p = math.erfc(abs(found["mean"]) / error / math.sqrt(2)) if error else 1.0
+    return found | {"p": p, "p_adjusted": min(1.0, 2 * len(METRICS) * p)}
 
 
 def _interval(values: list[float]) -> dict:

@@ -3,13 +3,17 @@ import json
 import re
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from lastmile_trl.errors import InputError
+from lastmile_trl.evaluation import comparison
 from lastmile_trl.evaluation.comparison import answer, compare, markdown, table
 from lastmile_trl.evaluation.decoding import Output
+from lastmile_trl.evaluation.significance import over_seeds
 from lastmile_trl.rewards import Reward, build
 
 
@@ -35,6 +39,10 @@ def exactly(mean, rows):
     return {"mean": pytest.approx(mean), "low": pytest.approx(mean), "high": pytest.approx(mean), "rows": rows}
 
 
+def differs(mean, rows, p, p_adjusted=1.0):
+    return exactly(mean, rows) | {"p": p, "p_adjusted": pytest.approx(p_adjusted)}
+
+
 def two_runs():
     return {
         "sft": {"sampled": outputs("0.5", "0.5"), "greedy": outputs("0.25", "0.75")},
@@ -46,7 +54,7 @@ def test_the_whole_result_by_hand():
     result = compare(two_runs(), rows(2), [numbers("m")], rewarded={"m", "other"}, postprocessed=["grpo"])
     assert json.loads(json.dumps(result)) == result
     assert {key: result[key] for key in ("version", "rows", "baseline", "metrics")} == {
-        "version": 1,
+        "version": 2,
         "rows": 2,
         "baseline": "sft",
         "metrics": {
@@ -69,13 +77,14 @@ def test_the_whole_result_by_hand():
     assert sft["metrics"]["m"] == {"mean": 0.5, "low": 0.25, "high": 0.75, "rows": 2}
     assert sft["difference"] is None
     assert grpo["difference"] == {
-        "m": exactly(0.25, 2),
-        "words": exactly(0, 2),
-        "length_ratio": exactly(0, 2),
-        "ended": exactly(0, 2),
-        "repeated_3grams": exactly(0, 2),
+        "m": differs(0.25, 2, p=0.5),  # of 4 signs of two equal differences
+        "words": differs(0, 2, p=1),
+        "length_ratio": differs(0, 2, p=1),
+        "ended": differs(0, 2, p=1),
+        "repeated_3grams": differs(0, 2, p=1),
     }
-    assert processed["difference"]["words"] == exactly(-1, 2)  # the second "So." is gone
+    assert result["over_seeds"] == []
+    assert processed["difference"]["words"] == differs(-1, 2, p=0.5)  # the second "So." is gone
     assert all(entry["difference_to_postprocessed"] is None for entry in result["results"])
     example = result["examples"][1]
     assert (example["prompt"], example["references"]) == ("p1", ["a b c d"])
@@ -98,7 +107,7 @@ def test_differences_are_taken_at_the_same_decoding_and_to_the_named_baseline():
     by_b = compare(given, rows(2), [numbers("m")], rewarded=set(), baseline="b")
     found = {(entry["run"], entry["decoding"]): entry["difference"] for entry in by_b["results"]}
     assert found["a", "greedy"] is None, "b has no greedy outputs"
-    assert found["a", "sampled"]["m"] == exactly(3, 2)
+    assert found["a", "sampled"]["m"] == differs(3, 2, p=0.5)
     assert found["b", "sampled"] is None
 
 
@@ -110,11 +119,11 @@ def test_the_post_processed_baseline_is_compared_too():
     result = compare(given, rows(2), [numbers("m")], rewarded=set(), postprocessed=("sft", "rl"))
     raw, processed, rl, rl_processed = result["results"]
     assert raw["difference"] is raw["difference_to_postprocessed"] is None
-    assert processed["difference"]["words"] == exactly(-2, 2)
+    assert processed["difference"]["words"] == differs(-2, 2, p=0.5)
     assert processed["difference_to_postprocessed"] is None
-    assert rl["difference"]["words"] == exactly(-2, 2)
-    assert rl["difference_to_postprocessed"]["words"] == exactly(0, 2)
-    assert rl_processed["difference_to_postprocessed"]["words"] == exactly(0, 2)
+    assert rl["difference"]["words"] == differs(-2, 2, p=0.5)
+    assert rl["difference_to_postprocessed"]["words"] == differs(0, 2, p=1)
+    assert rl_processed["difference_to_postprocessed"]["words"] == differs(0, 2, p=1)
 
 
 def test_rows_that_cannot_be_scored():
@@ -123,10 +132,14 @@ def test_rows_that_cannot_be_scored():
     first, second = result["results"]
     assert first["metrics"]["m"]["rows"] == 2
     assert first["metrics"]["never"] is None
-    assert second["difference"]["m"] == exactly(2, 2)
+    assert second["difference"]["m"] == differs(2, 2, p=0.5)
     assert second["difference"]["never"] is None
-    assert answer(result) == "b beats a on m by 2.000 [2.000, 2.000] (greedy, 2 of 3 held-out rows)."
-    assert "| b | greedy | 2.000 [2.000, 2.000] | 3.667 [3.000, 4.000] | – | 4.000" in markdown(result)
+    assert answer(result) == (
+        "No difference is shown between b and a on m: 2.000 [2.000, 2.000] (greedy, 2 of 3 held-out rows, corrected "
+        "p = 1.000)."
+    )
+    difference = "2.000 [2.000, 2.000], no difference shown, p = 1.000"
+    assert f"| b | greedy | {difference} | 3.667 [3.000, 4.000] | – | 4.000" in markdown(result)
     assert "–" in printed(result)
 
 
@@ -153,12 +166,12 @@ def estimate(mean, low, high, rows=300):
     return {"mean": mean, "low": low, "high": high, "rows": rows}
 
 
-def written(difference, processed=None, *, rewarded=("rouge",), decoding="greedy"):
-    """A result as read from a file: `grpo` against `sft`."""
+def written(difference, processed=None, *, rewarded=("rouge",), decoding="greedy", version=1):
+    """A result as read from a file: `grpo` against `sft`. Of version 1, what is shown goes by the intervals."""
     names = ["rouge", *(name for name in difference if name != "rouge")]
     common = {"decoding": decoding, "postprocessed": False, "metrics": dict.fromkeys(names, estimate(0.5, 0.4, 0.6))}
     return {
-        "version": 1,
+        "version": version,
         "rows": 300,
         "baseline": "sft",
         "metrics": {name: {"rewarded": name in rewarded} for name in names},
@@ -237,20 +250,22 @@ def test_the_answer_knows_which_way_is_worse():
 
 def test_the_answer_is_about_the_last_run_that_is_not_the_baseline():
     given = {
-        "sft": {"greedy": outputs("1", "1")},
-        "grpo": {"greedy": outputs("2", "2")},
-        "ppo": {"greedy": outputs("4", "4")},
+        "sft": {"greedy": outputs(*["1"] * 10)},
+        "grpo": {"greedy": outputs(*["2"] * 10)},
+        "ppo": {"greedy": outputs(*["4"] * 10)},
     }
-    assert answer(compare(given, rows(2), [numbers("m")], rewarded=set())).startswith("ppo beats sft on m by 3.000")
-    by_ppo = compare(given, rows(2), [numbers("m")], rewarded=set(), baseline="ppo")
+    assert answer(compare(given, rows(10), [numbers("m")], rewarded=set())).startswith("ppo beats sft on m by 3.000")
+    by_ppo = compare(given, rows(10), [numbers("m")], rewarded=set(), baseline="ppo")
     assert answer(by_ppo).startswith("grpo falls behind ppo on m by 2.000")
 
 
 def test_the_answer_takes_greedy_where_both_have_it_and_else_what_both_have():
-    assert "(greedy, 2 held-out rows)" in answer(compare(two_runs(), rows(2), [numbers("m")], rewarded=set()))
+    assert "(greedy, 2 held-out rows, corrected p" in answer(
+        compare(two_runs(), rows(2), [numbers("m")], rewarded=set())
+    )
     partly = two_runs()
     del partly["sft"]["greedy"]
-    assert "(sampled, 2 held-out rows)" in answer(compare(partly, rows(2), [numbers("m")], rewarded=set()))
+    assert "(sampled, 2 held-out rows, corrected p" in answer(compare(partly, rows(2), [numbers("m")], rewarded=set()))
 
 
 def test_the_answer_when_there_is_nothing_to_compare():
@@ -259,6 +274,183 @@ def test_the_answer_when_there_is_nothing_to_compare():
         "sft has 1.000 [1.000, 1.000] on m (greedy, 2 held-out rows); there is no other run to compare it with."
     )
     assert answer(compare(two_runs(), rows(2), [], rewarded=set())).startswith("No metric was given")
+
+
+def with_p(estimate, p):
+    return estimate | {"p": p / 10, "p_adjusted": p}
+
+
+@pytest.mark.parametrize(
+    ("difference", "processed", "expected"),
+    [
+        (
+            with_p(UP, 0.0004),
+            with_p(UP, 0.0123),
+            "grpo beats sft on rouge by 0.031 [0.024, 0.038] (greedy, 300 held-out rows, corrected p < 0.001); "
+            "against post-processed sft the difference is 0.031 [0.024, 0.038] (corrected p = 0.012).",
+        ),
+        (
+            with_p(UP, 0.05),
+            with_p(UP, 0.06),
+            "No difference is shown between grpo and sft on rouge: 0.031 [0.024, 0.038] (greedy, 300 held-out rows, "
+            "corrected p = 0.050); against post-processed sft no difference is shown: 0.031 [0.024, 0.038] "
+            "(corrected p = 0.060).",
+        ),
+        (
+            with_p(LEVEL, 0.04),
+            None,
+            "grpo beats sft on rouge by 0.003 [0.000, 0.010] (greedy, 300 held-out rows, corrected p = 0.040).",
+        ),
+    ],
+)
+def test_the_answer_goes_by_the_corrected_p(difference, processed, expected):
+    assert answer(written({"rouge": difference}, processed, version=2)) == expected
+
+
+def test_what_got_worse_goes_by_the_corrected_p_too():
+    down = estimate(-0.1, -0.15, -0.05)
+    assert "But" not in answer(written({"rouge": with_p(UP, 0.01), "facts": with_p(down, 0.06)}, version=2))
+    said = answer(written({"rouge": with_p(UP, 0.01), "facts": with_p(down, 0.01)}, version=2))
+    assert said.endswith("But facts, which was not rewarded, got worse by 0.100 [0.050, 0.150].")
+
+
+# p values
+
+
+def many(values, tail=" and so on."):
+    return {"greedy": outputs(*values, tail=tail)}
+
+
+def test_every_p_is_corrected_for_all_differences_of_its_kind_at_its_decoding():
+    rows_, small, large = 12, [1] * 12, [2] * 11 + [0]
+    given = {"sft": many([0] * rows_), "a": many(small), "b": many(large), "c": many([1, -1] * 6)}
+    for of_run in given.values():
+        of_run["sampled"] = of_run["greedy"]
+    result = compare(given, rows(rows_), [numbers("m")], rewarded=set(), postprocessed=["sft"])
+    # two of 4,096 signs; of large, whose last row has no say, two of 2,048; of c, every sum is as large as 0
+    p = {"sft": None, "a": 2 / 4096, "b": 2 / 2048, "c": 1.0}
+    # greedy and sampled are corrected apart: 4 runs, of which one is shown twice, x 5 metrics
+    adjusted = {"a": 20 * p["a"], "b": 19 * p["b"], "c": 1.0}
+    for entry in result["results"]:
+        if entry["run"] != "sft":
+            of = entry["difference"]["m"]
+            assert (of["p"], of["p_adjusted"]) == (p[entry["run"]], pytest.approx(adjusted[entry["run"]]))
+            # without the post-processed baseline itself
+            assert entry["difference_to_postprocessed"]["m"]["p_adjusted"] == pytest.approx(
+                {"a": 15 * p["a"], "b": 14 * p["b"], "c": 1.0}[entry["run"]]
+            )
+
+
+def test_tables_mark_what_is_shown():
+    given = {"sft": many([0] * 12), "grpo": many([1] * 12, tail=" and on."), "ppo": many([0] * 12)}
+    result = compare(given, rows(12), [numbers("m")], rewarded=set())
+    [_, _, _, grpo, ppo, *_] = markdown(result).splitlines()
+    assert grpo.startswith(
+        "| grpo | greedy | 1.000 [1.000, 1.000], p = 0.005 | 1.000 [1.000, 1.000] ↑ | 3.000 [3.000, 3.000] ↓ | "
+    )
+    assert ppo.startswith(
+        "| ppo | greedy | 0.000 [0.000, 0.000], no difference shown, p = 1.000 | 0.000 [0.000, 0.000] |"
+    )
+    text = printed(result)
+    assert re.search(r"^grpo +1.000 \[1.000, 1.000\] +1.000↑ +3.000↓ +0.750↓ +1.000 ", text, re.MULTILINE)
+    assert re.search(r"^ +p = 0.005 +±0.000", text, re.MULTILINE)
+    assert "no difference shown" in text
+
+
+def test_a_result_of_version_1_has_a_dash_and_its_reason():
+    result = written({"rouge": UP})
+    assert "| grpo | greedy | 0.031 [0.024, 0.038], p – | 0.500 [0.400, 0.600] ↑ |" in markdown(result)
+    assert "There is no p, as the evaluation is of version 1" in markdown(result)
+    assert "p –" in printed(result) and "version 1" in printed(result)
+
+
+def test_the_statistics_of_a_large_comparison_take_little_time():
+    """1,000 rows, 4 runs, 2 decodings, 12 metrics beside the counts: under 5 s on a core, with room for a slow one."""
+    names = [f"m{number}" for number in range(12)]
+    drawn = np.random.default_rng(0).random((4, 2, 12, 1000))
+    values = {
+        (f"run-{run}", decoding, False): {name: drawn[run, place, metric].tolist() for metric, name in enumerate(names)}
+        for place, decoding in enumerate(("greedy", "sampled"))
+        for run in range(4)
+    }
+    start = time.process_time()
+    found = comparison._results(values, "run-0")
+    assert time.process_time() - start < 10
+    assert len(found) == 8 and found[1]["difference"]["m11"]["p_adjusted"] > 0
+
+
+# seeds
+
+
+def three_seeds():
+    """SFT and GRPO with three seeds on four rows; GRPO is better by .1, .2 and .3 on every row, and by its seed."""
+    sft = {f"sft-{seed}": many([f"{row + seed / 10:.1f}" for row in range(4)]) for seed in range(3)}
+    grpo = {f"grpo-{seed}": many([f"{row + (2 * seed + 1) / 10:.1f}" for row in range(4)]) for seed in range(3)}
+    return sft | grpo, {"sft": list(sft), "grpo": list(grpo)}
+
+
+def test_a_recipe_over_its_seeds_by_hand():
+    given, seeds = three_seeds()
+    result = compare(given, rows(4), [numbers("m")], rewarded=set(), postprocessed=["sft-0"], seeds=seeds)
+    sft, grpo = result["over_seeds"]
+    assert {key: grpo[key] for key in ("run", "seeds", "decoding", "postprocessed")} == {
+        "run": "grpo",
+        "seeds": ["grpo-0", "grpo-1", "grpo-2"],
+        "decoding": "greedy",
+        "postprocessed": False,
+    }
+    assert sft["difference"] is sft["difference_to_postprocessed"] is None
+    # rows 0 to 3, plus .1 on average; seeds' means vary by .01, rows' by 5/3, so nearly all degrees are the rows'
+    assert sft["metrics"]["m"]["mean"] == pytest.approx(1.6)
+    assert sft["metrics"]["m"].keys() == {"mean", "low", "high", "rows"}
+    assert sft["metrics"]["m"]["high"] - 1.6 == pytest.approx(
+        over_seeds([[row + seed / 10 for row in range(4)] for seed in range(3)]).high - 1.6
+    )
+    # seed by seed .1, .2, .3 on all rows: 4.3027 is Student's t of two degrees, and 2 sqrt(3) its value here
+    assert grpo["difference"]["m"] == {
+        "mean": pytest.approx(0.2),
+        "low": pytest.approx(0.2 - 4.30265 * 0.1 / 3**0.5, abs=1e-5),
+        "high": pytest.approx(0.2 + 4.30265 * 0.1 / 3**0.5, abs=1e-5),
+        "rows": 4,
+        "p": pytest.approx(0.07418, abs=1e-4),
+        "p_adjusted": pytest.approx(5 * 0.07418, abs=1e-3),
+    }
+    # of post-processed SFT there is one seed: .1, .3 and .5 more than that
+    assert grpo["difference_to_postprocessed"]["m"]["mean"] == pytest.approx(0.3)
+
+
+def test_with_another_number_of_seeds_the_mean_of_the_baseline_s_is_the_baseline():
+    given, seeds = three_seeds()
+    del given["sft-2"]
+    seeds["sft"].remove("sft-2")
+    [_, grpo] = compare(given, rows(4), [numbers("m")], rewarded=set(), seeds=seeds)["over_seeds"]
+    # the seeds have .1, .3 and .5 beside the row, the baseline's mean .05
+    assert grpo["difference"]["m"]["mean"] == pytest.approx(0.25)
+    assert grpo["difference"]["m"]["high"] == pytest.approx(0.25 + 4.30265 * 0.2 / 3**0.5, abs=1e-5)
+
+
+def test_one_run_as_baseline_and_no_baseline_at_this_decoding():
+    given, seeds = three_seeds()
+    alone = {name: of_run for name, of_run in given.items() if name not in ("sft-1", "sft-2")}
+    [grpo] = compare(alone, rows(4), [numbers("m")], rewarded=set(), seeds={"grpo": seeds["grpo"]})["over_seeds"]
+    assert grpo["difference"]["m"]["mean"] == pytest.approx(0.3)
+    alone["sft-0"] = {"sampled": alone["sft-0"]["greedy"]}
+    result = compare(alone, rows(4), [numbers("m")], rewarded=set(), seeds={"grpo": seeds["grpo"]})
+    assert result["over_seeds"][0]["difference"] is None
+    assert "grpo, 3 seeds" in printed(result)
+
+
+def test_a_recipe_over_its_seeds_is_in_all_that_is_said():
+    given, seeds = three_seeds()
+    result = compare(given, rows(4), [numbers("m")], rewarded=set(), seeds=seeds)
+    assert "| grpo, 3 seeds | greedy | 0.200 [-0.048, 0.448], no difference shown, p = 0.371 |" in markdown(result)
+    assert "Over seeds, intervals and p allow for other seeds as well as other rows" in markdown(result)
+    assert re.search(r"^grpo, 3 seeds +0.200 \[-0.048, 0.448\]", printed(result), re.MULTILINE)
+    assert answer(result).endswith(
+        " Over 3 seeds: No difference is shown between grpo and sft on m: 0.200 [-0.048, 0.448] (corrected p = 0.371)."
+    )
+    with pytest.raises(InputError, match="no run named 'ppo-0' to compare"):
+        compare(given, rows(4), [numbers("m")], rewarded=set(), seeds={"ppo": ["ppo-0", "ppo-1"]})
 
 
 # the tables
@@ -317,13 +509,17 @@ def test_markdown_by_hand():
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| sft | greedy | – | 0.500 [0.250, 0.750] | 4.000 [4.000, 4.000] | 1.000 [1.000, 1.000] "
         "| 1.000 [1.000, 1.000] | 0.000 [0.000, 0.000] |",
-        "| grpo | greedy | 0.250 [0.250, 0.250] | 0.750 [0.500, 1.000] | 4.000 [4.000, 4.000] "
-        "| 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 0.000 [0.000, 0.000] |",
-        "| grpo, post-processed | greedy | 0.250 [0.250, 0.250] | 0.750 [0.500, 1.000] | 3.000 [3.000, 3.000] "
-        "| 0.750 [0.750, 0.750] | 1.000 [1.000, 1.000] | 0.000 [0.000, 0.000] |",
+        "| grpo | greedy | 0.250 [0.250, 0.250], no difference shown, p = 1.000 "
+        "| 0.750 [0.500, 1.000] | 4.000 [4.000, 4.000] | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] "
+        "| 0.000 [0.000, 0.000] |",
+        "| grpo, post-processed | greedy | 0.250 [0.250, 0.250], no difference shown, p = 1.000 "
+        "| 0.750 [0.500, 1.000] | 3.000 [3.000, 3.000] | 0.750 [0.750, 0.750] | 1.000 [1.000, 1.000] "
+        "| 0.000 [0.000, 0.000] |",
     ]
     assert markdown(result).endswith(
-        "\n\nMeans over 2 held-out rows with 95 % bootstrap intervals. \\* was a reward in training.\n"
+        "\n\nMeans over 2 held-out rows with 95 % bootstrap intervals. \\* was a reward in training. ↑ and ↓: a "
+        "difference to sft is shown. p is that of a randomisation test, corrected (Holm) for all differences "
+        "of its kind at a decoding; a difference is shown where it is below 0.05.\n"
     )
 
 

@@ -53,11 +53,15 @@ def estimate(mean, low, high, rows=4) -> dict:
     return {"mean": mean, "low": low, "high": high, "rows": rows}
 
 
+def difference(mean, low, high, p, rows=4) -> dict:
+    return estimate(mean, low, high, rows) | {"p": p / 4, "p_adjusted": p}
+
+
 def small() -> dict:
     """Two runs, one metric that was rewarded and one that was not."""
     entry = {"decoding": "greedy", "postprocessed": False, "difference_to_postprocessed": None}
     return {
-        "version": 1,
+        "version": 2,
         "rows": 4,
         "baseline": "sft",
         "metrics": {"rouge": {"rewarded": True}, "repeated_3grams": {"rewarded": False}},
@@ -72,9 +76,13 @@ def small() -> dict:
                 **entry,
                 "run": "grpo",
                 "metrics": {"rouge": estimate(0.33, 0.31, 0.35), "repeated_3grams": estimate(0.2, 0.1, 0.3)},
-                "difference": {"rouge": estimate(0.03, 0.01, 0.04), "repeated_3grams": estimate(0.1, 0.02, 0.2)},
+                "difference": {
+                    "rouge": difference(0.03, 0.01, 0.04, p=0.0004),
+                    "repeated_3grams": difference(0.1, 0.02, 0.2, p=0.0123),
+                },
             },
         ],
+        "over_seeds": [],
         "examples": [],
     }
 
@@ -116,16 +124,25 @@ def test_the_table_says_means_intervals_and_what_moved(tmp_path):
     ]
     assert group == ["greedy decoding "]
     assert sft == ["sft ", "baseline ", "0.300 [0.280, 0.320] ", "0.100 [0.050, 0.150] "]
-    assert grpo == ["grpo ", "+0.030 [+0.010, +0.040] ", "↑ 0.330 [0.310, 0.350] ", "↑ 0.200 [0.100, 0.300] worse "]
+    assert grpo == [
+        "grpo ",
+        "+0.030 [+0.010, +0.040] p < 0.001 ",
+        "↑ 0.330 [0.310, 0.350] ",
+        "↑ 0.200 [0.100, 0.300] worse ",
+    ]
 
 
-def test_an_interval_that_holds_zero_is_drawn_open(tmp_path):
+def test_a_difference_that_is_not_shown_is_drawn_open(tmp_path):
     content = small()
     assert len(written(tmp_path, content).find("td", **{"class": "gain moved"})) == 1
-    content["results"][1]["difference"]["rouge"] = estimate(0.01, -0.01, 0.03)
+    # the interval alone would say otherwise of both
+    content["results"][1]["difference"]["rouge"] = difference(0.01, -0.01, 0.03, p=0.05)
+    content["results"][1]["difference"]["repeated_3grams"] = difference(0.1, 0.02, 0.2, p=0.2)
     page = written(tmp_path, content)
     assert not page.find("td", **{"class": "gain moved"})
-    assert page.cells[3][1:3] == ["+0.010 [−0.010, +0.030] ", "0.330 [0.310, 0.350] "]
+    assert page.cells[3][1:3] == ["+0.010 [−0.010, +0.030] no difference shown, p = 0.050 ", "0.330 [0.310, 0.350] "]
+    assert page.cells[3][3] == "0.200 [0.100, 0.300] "
+    assert "a difference is shown where it is below 0.05" in page.html
     # the line reaches from -0.01 to 0.03, so 0 lies at a quarter and the mean in the middle
     zero, reach = (line for line in page.find("line") if line["class"] in ("zero", "reach"))
     assert (zero["x1"], reach["x1"], reach["x2"]) == ("25.0%", "0.0%", "100.0%")
@@ -142,7 +159,42 @@ def test_the_postprocessed_baseline_gets_its_own_column(tmp_path):
 def test_a_difference_over_fewer_rows_says_so(tmp_path):
     content = small()
     content["results"][1]["difference"]["rouge"]["rows"] = 3
-    assert written(tmp_path, content).cells[3][1] == "+0.030 [+0.010, +0.040], 3 rows "
+    assert written(tmp_path, content).cells[3][1] == "+0.030 [+0.010, +0.040], 3 rows p < 0.001 "
+
+
+def test_an_evaluation_of_version_1_has_no_p_and_says_why(tmp_path):
+    content = small() | {"version": 1}
+    del content["over_seeds"]
+    content["results"][1]["difference"] = {
+        "rouge": estimate(0.01, -0.01, 0.03),
+        "repeated_3grams": estimate(0.1, 0.02, 0.2),
+    }
+    page = written(tmp_path, content)
+    assert page.cells[3][1] == "+0.010 [−0.010, +0.030] no difference shown, p – "
+    assert page.cells[3][3] == "↑ 0.200 [0.100, 0.300] worse "
+    assert "There is no p, as the evaluation is of version 1" in page.html and "randomisation" not in page.html
+
+
+def test_a_recipe_over_its_seeds_has_a_row_of_its_own(tmp_path):
+    content = small()
+    metrics = {"rouge": estimate(0.32, 0.3, 0.34), "repeated_3grams": None}
+    shared = {"decoding": "greedy", "postprocessed": False, "difference_to_postprocessed": None, "metrics": metrics}
+    content["over_seeds"] = [
+        {"run": "sft", "seeds": ["sft", "sft-1"], "difference": None, **shared},
+        {
+            "run": "grpo",
+            "seeds": ["grpo", "grpo-1"],
+            "difference": {"rouge": difference(0.02, 0.01, 0.03, 0.01)},
+            **shared,
+        },
+    ]
+    page = written(tmp_path, content)
+    assert page.cells[4] == ["sft 2 seeds ", "baseline ", "0.320 [0.300, 0.340] ", "– "]
+    assert page.cells[5] == ["grpo 2 seeds ", "+0.020 [+0.010, +0.030] p = 0.010 ", "↑ 0.320 [0.300, 0.340] ", "– "]
+    assert [swatch["class"] for swatch in page.find("span") if "swatch" in swatch.get("class", "")] == [
+        f"swatch run-{slot}" for slot in (0, 1, 0, 1)
+    ]
+    assert "Over seeds, intervals and p allow for other seeds as well as other rows" in page.html
 
 
 @pytest.mark.parametrize("missing", ["absent", "null"])
