@@ -25,6 +25,7 @@ from .run_folder import (
     write_environment,
 )
 from .screen import note
+from .seeds import seeds_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -432,6 +433,7 @@ def _write_comparison(
         metrics,
         rewarded=rewarded,
         postprocessed=postprocess,
+        seeds=seeds_of(runs),
     )
     (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     histories = {name: history(run) for name, run in runs.items()}
