@@ -131,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, help="the recipe whose data and evaluation sections to use")
     evaluate.set_defaults(overrides=[])
     evaluate.add_argument("--output", type=Path, help="default: runs/evaluate/<task>/<names of the runs>")
+    evaluate.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="METRIC>=NUMBER",
+        help="exit with 1 unless the last run's greedy outputs reach this; RUN:METRIC<NUMBER names a run; repeatable",
+    )
 
     report = command("report", _report, "rebuild report.html from what a run folder holds")
     report.add_argument("run", nargs="+", type=Path)
@@ -492,9 +499,12 @@ def _reward_entry(text: str) -> dict:
 
 
 def _evaluate(words: argparse.Namespace) -> int:
-    from . import preflight, train
+    from . import preflight, rewards, train
+    from .evaluation.metrics import ALWAYS_MEASURED
+    from .evaluation.require import Requirement
     from .recipe import Recipe, load, max_new_tokens, short_names
 
+    required = [Requirement.read(said) for said in words.require]
     runs, overrides = _split([*words.run, *words.overrides])
     source = load(words.data, overrides)
     names = short_names(runs)
@@ -507,9 +517,15 @@ def _evaluate(words: argparse.Namespace) -> int:
     recipe = Recipe(Path(words.data), {"method": "evaluate", **values})
     if problems := preflight.check(recipe).problems:
         raise InputError(" ".join(problems))
+    measured = [*(metric.name for metric in rewards.build(recipe.evaluation.metrics)), *ALWAYS_MEASURED]
+    required = [requirement.among(list(names), measured) for requirement in required]
     train.run(recipe)
     _show(output)
-    return 0
+    result = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+    failures = [failure for requirement in required if (failure := requirement.failure(result))]
+    for failure in failures:
+        note(f"Error: {failure}")
+    return 1 if failures else 0
 
 
 def _report(words: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -87,6 +89,71 @@ def test_from_a_folder_of_recipes_to_results(folder, capsys):
     write_jsonl(folder / "new.jsonl", [{"source": "cat"}, {"source": "dog"}])
     assert call("generate", "runs/task/grpo", "--file", "new.jsonl", "--max_new_tokens", 4) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.fixture
+def seeds(folder, tiny_model_folder):
+    """Run folders of two recipes with two seeds each, as if they had been trained."""
+    for name, values in {name: load(f"task/{name}.yaml").values for name in ("sft", "grpo")}.items():
+        for seed in (0, 1):
+            run = folder / f"runs/{name}-{seed}"
+            shutil.copytree(tiny_model_folder, run)
+            training = values["training"] | {"seed": seed, "output_dir": f"runs/{name}-{seed}"}
+            start = {"model_name_or_path": f"runs/sft-{seed}" if name == "grpo" else "tiny"}
+            (run / "recipe.yaml").write_text(yaml.safe_dump({**values, "model": start, "training": training}))
+    return [f"runs/{name}-{seed}" for name in ("sft", "grpo") for seed in (0, 1)]
+
+
+def test_recipes_over_their_seeds_are_in_all_outputs(folder, seeds, capsys):
+    assert call("evaluate", *seeds, "--data", "task/sft.yaml", "--output", "runs/both") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^ *grpo, 2 seeds +0.000 ", text, re.MULTILINE)
+    assert " Over 2 seeds: No difference is shown between grpo and sft on " in text
+    result = json.loads((folder / "runs/both/evaluation.json").read_text())
+    assert result["version"] == 2
+    assert {of["run"]: of["seeds"] for of in result["over_seeds"]} == {
+        "sft": ["sft-0", "sft-1"],
+        "grpo": ["grpo-0", "grpo-1"],
+    }
+    page = (folder / "runs/both/report.html").read_text()
+    assert page.count('<span class="under">2 seeds</span>') == 2
+
+    # an evaluation of version 1, before p values and seeds
+    old = {key: value for key, value in result.items() if key != "over_seeds"} | {"version": 1}
+    for entry in old["results"]:
+        for difference in [
+            *(entry["difference"] or {}).values(),
+            *(entry["difference_to_postprocessed"] or {}).values(),
+        ]:
+            if difference:
+                del difference["p"], difference["p_adjusted"]
+    (folder / "runs/both/evaluation.json").write_text(json.dumps(old))
+    assert call("report", "runs/both") == 0
+    assert "There is no p, as the evaluation is of version 1" in (folder / "runs/both/report.html").read_text()
+
+
+def test_what_an_evaluation_must_reach(folder, seeds, capsys, monkeypatch):
+    evaluate = ["evaluate", *seeds[1:3], "--data", "task/sft.yaml", "--output", "runs/both"]
+    assert call(*evaluate, "--require", "words>=0", "--require", "sft-1:rougeL<=1") == 0
+    capsys.readouterr()
+    assert call(*evaluate, "--require", "rougeL>1", "--require", "words>=0", "--require", "sft-1:words > 1e3") == 1
+    said = capsys.readouterr()
+    assert "Report: runs/both/report.html" in said.out
+    first, second = [line for line in said.err.splitlines() if line.startswith("Error: ")]
+    assert re.fullmatch(
+        r"Error: --require 'rougeL>1' fails: grpo-0 has rouge/rougeL [.\d]+ \[[.\d]+, [.\d]+\] over 4 rows\.", first
+    )
+    assert "'sft-1:words > 1e3' fails: sft-1 has words" in second
+
+    from lastmile_trl import preflight, train
+
+    monkeypatch.setattr(train, "run", None)  # nothing is decoded
+    for wrong, message in {"rougel>1": "did you mean 'rouge/rougeL'", "grpo:words>1": "did you mean 'grpo-0'"}.items():
+        assert call(*evaluate, "--require", wrong) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(preflight, "check", None)  # nor looked at
+    assert call(*evaluate, "--require", "rougeL=1") == 2
+    assert "write METRIC>=NUMBER" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -1,0 +1,77 @@
+import pytest
+
+from lastmile_trl.errors import InputError
+from lastmile_trl.evaluation.require import Requirement
+
+RUNS = ["sft", "a/grpo"]
+METRICS = ["rouge/rougeL", "rouge/rouge2", "other/rouge2", "length", "words"]
+
+
+def result(**means):
+    """An evaluation of two runs in which only the last run's greedy, raw outputs have these means."""
+
+    def entry(run, decoding="greedy", postprocessed=False, estimate=None):
+        metrics = dict.fromkeys(METRICS, {"mean": 99.0, "low": 98.0, "high": 100.0, "rows": 3}) | (estimate or {})
+        return {"run": run, "decoding": decoding, "postprocessed": postprocessed, "metrics": metrics}
+
+    named = {"rougeL": "rouge/rougeL", "words": "words"}
+    estimates = {
+        named[name]: mean if mean is None else {"mean": mean, "low": mean - 0.02, "high": mean + 0.02, "rows": 300}
+        for name, mean in means.items()
+    }
+    return {
+        "results": [
+            entry("sft"),
+            entry("a/grpo", postprocessed=True),
+            entry("a/grpo", estimate=estimates),
+            entry("a/grpo", decoding="sampled"),
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "holds"),
+    [
+        ("rougeL>=0.25", True),
+        ("rouge/rougeL > .25", False),
+        ("rougeL<=0.25", True),
+        ("a/grpo:rougeL<2.5e-1", False),
+        ("rougeL<2.6E-1", True),
+        ("rougeL>-1", True),
+        ("sft:rougeL>=0.3", True),
+        ("words>=7", False),
+    ],
+)
+def test_what_holds(said, holds):
+    required = Requirement.read(said).among(RUNS, METRICS)
+    assert (required.failure(result(rougeL=0.25, words=6.0)) is None) == holds
+
+
+def test_what_fails_is_said_with_value_interval_and_rows():
+    assert Requirement.read("rougeL>=0.3").among(RUNS, METRICS).failure(result(rougeL=0.28123)) == (
+        "--require 'rougeL>=0.3' fails: a/grpo has rouge/rougeL 0.2812 [0.2612, 0.3012] over 300 rows."
+    )
+    assert Requirement.read("words<9").among(RUNS, METRICS).failure(result(words=None)) == (
+        "--require 'words<9' fails: no row of a/grpo has a value of words."
+    )
+
+
+@pytest.mark.parametrize(
+    "said", ["rougeL", "rougeL=0.3", "rougeL==0.3", "rougeL>=x", ">=0.3", "rougeL>=nan", "a:b:c>1", ""]
+)
+def test_what_is_no_requirement(said):
+    with pytest.raises(InputError, match="is no requirement: write METRIC>=NUMBER"):
+        Requirement.read(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("rougeLL>0.3", "metric 'rougeLL' does not exist: did you mean 'rouge/rougeL'"),
+        ("rouge2>0.3", "rouge2 may be rouge/rouge2 or other/rouge2: say which"),
+        ("a/grop:words>3", "run 'a/grop' does not exist: did you mean 'a/grpo'"),
+    ],
+)
+def test_names_that_do_not_exist(said, message):
+    with pytest.raises(InputError, match=message):
+        Requirement.read(said).among(RUNS, METRICS)
