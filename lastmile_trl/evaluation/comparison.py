@@ -382,7 +382,11 @@ def _seeds(entry: Mapping[str, Any]) -> str:
 
 
 def _cell(estimate: Mapping[str, Any] | None, form: Callable[[Difference], str], mark: str = "") -> str:
-    return DASH if estimate is None else form(Difference(**estimate)).replace("\n", f"{mark}\n") + mark
+    """The estimate with a mark at the end of its first line."""
+    if estimate is None:
+        return DASH
+    first, *others = form(Difference(**estimate)).split("\n")
+    return "\n".join([first + mark, *others])
 
 
 def _legend(result: Mapping[str, Any]) -> str:

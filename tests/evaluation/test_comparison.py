@@ -353,7 +353,7 @@ def test_tables_mark_what_is_shown():
     )
     text = printed(result)
     assert re.search(r"^grpo +1.000 \[1.000, 1.000\] +1.000↑ +3.000↓ +0.750↓ +1.000 ", text, re.MULTILINE)
-    assert re.search(r"^ +p = 0.005 +±0.000", text, re.MULTILINE)
+    assert re.search(r"^ +p = 0.005 +±0.000 +±0.000 +±0.000 ", text, re.MULTILINE)
     assert "no difference shown" in text
 
 
