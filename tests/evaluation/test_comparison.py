@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -451,6 +452,17 @@ def test_a_recipe_over_its_seeds_is_in_all_that_is_said():
     )
     with pytest.raises(InputError, match="no run named 'ppo-0' to compare"):
         compare(given, rows(4), [numbers("m")], rewarded=set(), seeds={"ppo": ["ppo-0", "ppo-1"]})
+
+
+def test_the_page_names_all_there_is():
+    given, seeds = three_seeds()
+    result = compare(given, rows(4), [numbers("m")], rewarded=set(), postprocessed=["sft-0"], seeds=seeds)
+    page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
+    entry, example = result["over_seeds"][1], result["examples"][0]
+    for part in (result, entry, entry["difference"]["m"], example, example["outputs"][0]):
+        for key in part:
+            assert f'"{key}"' in page, key
+    assert f'"version": {result["version"]}' in page and f'"version": {result["version"]}' in comparison.__doc__
 
 
 # the tables
