@@ -25,6 +25,17 @@ class Output:
     ended: bool
 
 
+@dataclass
+class Several(Output):
+    """A text to show for a row whose values are means over other outputs; without any, the row has no value.
+
+    Each is held against `references` of its own, where it is not against all of the row's.
+    """
+
+    outputs: list[Output]
+    references: list[list[str]] | None = None
+
+
 def decode(
     model: Any,
     tokenizer: Any,

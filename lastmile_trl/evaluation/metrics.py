@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
+from lastmile_trl.evaluation.alarm import most_common_opening
+from lastmile_trl.evaluation.decoding import Several
+from lastmile_trl.rewards.base import cell_text, known_mean
+from lastmile_trl.rewards.faithfulness import extractive, novel
 from lastmile_trl.rewards.repetition import Repetition
+from lastmile_trl.rewards.tokens import ngrams
 
 if TYPE_CHECKING:
     from lastmile_trl.evaluation.decoding import Output
@@ -15,24 +23,43 @@ if TYPE_CHECKING:
 # what counts as better; the number of words has no better
 ALWAYS_MEASURED = {"words": None, "length_ratio": None, "ended": "higher", "repeated_3grams": "lower"}
 
+SELF_BLEU_TEXTS = 200  # at most, drawn at random
+
 
 def per_row(
     outputs: Sequence[Output], rows: Sequence[dict[str, Any]], metrics: Sequence[Reward]
 ) -> dict[str, list[float | None]]:
     """One value per row and metric: the given metrics first, then `words`, `length_ratio`, `ended`, `repeated_3grams`.
 
-    The metrics are called as TRL calls rewards, and know from `ended` whether a completion ended by itself.
+    The metrics are called as TRL calls rewards, and know from `ended` whether a completion ended by itself. A row of
+    `Several` outputs has the mean of their values.
     """
     for metric in metrics:
         if metric.name in ALWAYS_MEASURED:
             raise InputError(f"The metric name {metric.name} is taken by a built-in one; give yours another `name:`.")
+    numbers, outputs, rows = _flat(outputs, rows)
     texts = [output.text for output in outputs]
-    return scored(outputs, rows, metrics) | {
+    values = scored(outputs, rows, metrics) | {
         "words": [float(len(text.split())) for text in texts],
         "length_ratio": [length_ratio(text, row["references"]) for text, row in zip(texts, rows, strict=True)],
         "ended": [float(output.ended) for output in outputs],
         "repeated_3grams": [repeated_3grams(text) for text in texts],
     }
+    return {name: [known_mean(each[n] for n in of_row) for of_row in numbers] for name, each in values.items()}
+
+
+def _flat(
+    outputs: Sequence[Output], rows: Sequence[dict[str, Any]]
+) -> tuple[list[range], list[Output], list[dict[str, Any]]]:
+    """Every output that is measured with its row, and for each row given the places of its outputs."""
+    numbers, flat, flat_rows = [], [], []
+    for output, row in zip(outputs, rows, strict=True):
+        several = output.outputs if isinstance(output, Several) else [output]
+        references = (isinstance(output, Several) and output.references) or [row["references"]] * len(several)
+        numbers.append(range(len(flat), len(flat) + len(several)))
+        flat += several
+        flat_rows += [row | {"references": texts} for texts in references]
+    return numbers, flat, flat_rows
 
 
 def scored(
@@ -44,7 +71,7 @@ def scored(
         "completion_ids": [output.ids for output in outputs],
         "ended": [output.ended for output in outputs],
     }
-    return {reward.name: reward(completions, **columns) for reward in rewards}
+    return {reward.name: reward(completions, **columns) if rows else [] for reward in rewards}
 
 
 def totals(outputs: Sequence[Output], rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]) -> list[float | None]:
@@ -77,6 +104,112 @@ def repeated_3grams(text: str) -> float:
     0.25
     """
     return abs(Repetition(n=3)([text])[0])
+
+
+# --- of a whole run ------------------------------------------------------------------------------------------------
+
+
+def corpus_metrics(
+    outputs: Mapping[str, Mapping[str, Sequence[Output]]], rows: Sequence[Mapping[str, Any]], source: str | None = None
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """What describes the texts of a run and is neither good nor bad: run -> decoding -> name -> value.
+
+    `distinct_1` and `distinct_2` are the share of different n-grams among all of the run (Li et al. 2016), which falls
+    with the number of words; `distinct_2_per_text` is the mean of each text's own. `same_opening` is the share of the
+    texts that begin with the same four words. `self_bleu` (Zhu et al. 2018), of samples, is the mean BLEU of a text
+    against all others. With the column of a `source`: `novel_2grams`, the share of 2-grams that the source does not
+    have, and the means of `extractive_coverage` and `extractive_density` (Grusky et al. 2018). What no text has is
+    None.
+    """
+    sources = [None if source is None else cell_text(row[source]) for row in rows]
+    return {
+        run: {decoding: _corpus(of_decoding, sources, decoding) for decoding, of_decoding in of_run.items()}
+        for run, of_run in outputs.items()
+    }
+
+
+def _corpus(outputs: Sequence[Output], sources: Sequence[str | None], decoding: str) -> dict[str, float | None]:
+    pairs = [
+        (each.text, source)
+        for output, source in zip(outputs, sources, strict=True)
+        for each in (output.outputs if isinstance(output, Several) else [output])
+    ]
+    texts = [text for text, _ in pairs]
+    values = {
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+        "distinct_2_per_text": known_mean(distinct([text], 2) for text in texts),
+        "same_opening": most_common_opening(texts)[1] if texts else None,
+    }
+    if decoding != "greedy":
+        values["self_bleu"] = self_bleu(texts)
+    with_source = [(text, source) for text, source in pairs if source is not None]
+    if with_source:
+        made = [each for text, source in with_source if (each := extractive(source, text)) is not None]
+        values["novel_2grams"] = known_mean(novel(source, text, 2) for text, source in with_source)
+        values["extractive_coverage"] = known_mean(coverage for coverage, _, _ in made)
+        values["extractive_density"] = known_mean(density for _, density, _ in made)
+    return values
+
+
+def distinct(texts: Iterable[str], n: int) -> float | None:
+    """Share of different word n-grams among all of the texts; None where no text has one.
+
+    >>> distinct(["a b a b", "a b"], 2)  # ab, ba, ab; ab
+    0.5
+    """
+    found = [gram for text in texts for gram in ngrams(text.split(), n)]
+    return len(set(found)) / len(found) if found else None
+
+
+def self_bleu(texts: Sequence[str], most: int = SELF_BLEU_TEXTS, seed: int = 0) -> float | None:
+    """Mean BLEU-4 of each text against all others, smoothed as the reward `bleu` is; None for fewer than two texts.
+
+    A sample of the texts stands for all where there are more than `most`. Words are split at white space.
+
+    >>> self_bleu(["a cat sat", "a cat sat"]), self_bleu(["a cat", "one dog"])
+    (1.0, 0.0)
+    """
+    if len(texts) < 2:
+        return None
+    chosen = random.Random(seed).sample(list(texts), most) if len(texts) > most else texts
+    words = [text.split() for text in chosen]
+    counts = [[Counter(ngrams(of_text, n)) for of_text in words] for n in range(1, 5)]
+    highest = [_two_highest(of_order) for of_order in counts]
+    lengths = Counter(len(of_text) for of_text in words if of_text)
+    return sum(_bleu(number, words, counts, highest, lengths) for number in range(len(words))) / len(words)
+
+
+def _two_highest(counts: Sequence[Counter]) -> dict[Any, tuple[int, int]]:
+    """The two highest counts of each n-gram in any of the texts: without one text, the highest is one of them."""
+    found: dict[Any, tuple[int, int]] = {}
+    for of_text in counts:
+        for gram, count in of_text.items():
+            first, second = found.get(gram, (0, 0))
+            found[gram] = (count, first) if count > first else (first, max(second, count))
+    return found
+
+
+def _bleu(number: int, words: Sequence, counts: Sequence, highest: Sequence, lengths: Counter) -> float:
+    """Sentence BLEU of one text against all others; orders that it is too short for are left out."""
+    size, logs, halvings = len(words[number]), [], 0
+    for n, (of_order, tops) in enumerate(zip(counts, highest, strict=True), 1):
+        if size < n:
+            break
+        own = of_order[number]
+        # Where this text has the highest count itself, the others have at most the second.
+        hits = sum(
+            min(count, tops[gram][1] if count == tops[gram][0] else tops[gram][0]) for gram, count in own.items()
+        )
+        if n == 1 and not hits:
+            return 0.0
+        halvings += not hits
+        logs.append(math.log(hits / (size - n + 1) if hits else 1 / (2**halvings * (size - n + 1))))
+    if not logs:
+        return 0.0
+    others = [length for length, count in lengths.items() if count > (length == size)]
+    nearest = min(others, key=lambda length: (abs(length - size), length))
+    return min(1.0, math.exp(1 - nearest / size)) * math.exp(sum(logs) / len(logs))
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list]:

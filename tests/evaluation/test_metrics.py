@@ -1,8 +1,18 @@
+import random
+
 import pytest
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.evaluation.decoding import Output
-from lastmile_trl.evaluation.metrics import length_ratio, per_row, repeated_3grams
+from lastmile_trl.evaluation.decoding import Output, Several
+from lastmile_trl.evaluation.metrics import (
+    corpus_metrics,
+    distinct,
+    length_ratio,
+    per_row,
+    repeated_3grams,
+    scored,
+    self_bleu,
+)
 from lastmile_trl.rewards import Reward, build
 
 
@@ -78,3 +88,96 @@ def test_length_ratio(text, references, expected):
 )
 def test_repeated_3grams(text, expected):
     assert repeated_3grams(text) == expected
+
+
+def test_a_row_of_several_outputs_has_the_mean_of_their_values():
+    several = Several("a b", [7], True, outputs=[Output("a b", [7], True), Output("a b c d", [7], False)])
+    rows = [{"prompt": "p", "references": ["a b"]}, {"prompt": "q", "references": ["x y z"]}]
+    assert per_row([several, Output("x", [7], True)], rows, build(["rouge"])) == {
+        "rouge/rougeL": pytest.approx([(1 + 4 / 6) / 2, 0.5]),
+        "words": [3.0, 1.0],
+        "length_ratio": pytest.approx([1.5, 1 / 3]),
+        "ended": [0.5, 1.0],
+        "repeated_3grams": [0.0, 0.0],
+    }
+
+
+def test_what_cannot_be_scored_does_not_count_in_a_mean():
+    half = Reward("half", lambda completions, **columns: [None if text == "b" else 1.0 for text in completions])
+    several = Several("a", [7], True, outputs=[Output("a", [7], True), Output("b", [7], True)])
+    nothing = Several("b", [7], True, outputs=[Output("b", [7], True)])
+    rows = [{"prompt": "p", "references": ["a"]}] * 2
+    assert per_row([several, nothing], rows, [half])["half"] == [1.0, None]
+
+
+# --- of a whole run ------------------------------------------------------------------------------------------------
+
+
+def test_corpus_metrics_by_hand():
+    rows = [{"text": "the old cat sat"}, {"text": "one dog ran off"}]
+    greedy = [Output("the cat sat", [7], True), Output("the cat sat", [7], True)]
+    sampled = [
+        Several("a", [7], True, outputs=[Output("old cat", [7], True), Output("old dog", [7], True)]),
+        Several("– (why)", None, False, outputs=[]),
+    ]
+    found = corpus_metrics({"sft": {"greedy": greedy, "sampled": sampled}}, rows, "text")["sft"]
+    assert found["greedy"] == {
+        "distinct_1": 3 / 6,
+        "distinct_2": 2 / 4,
+        "distinct_2_per_text": 1.0,
+        "same_opening": 1.0,
+        "novel_2grams": (1 / 2 + 1) / 2,  # `the cat` is new to the first source, all is to the second
+        "extractive_coverage": (1 + 0) / 2,
+        "extractive_density": ((1 + 4) / 3 + 0) / 2,  # stretches `the` and `cat sat`
+    }
+    assert found["sampled"] == {
+        "distinct_1": 3 / 4,
+        "distinct_2": 1.0,
+        "distinct_2_per_text": 1.0,
+        "same_opening": 0.5,
+        "self_bleu": pytest.approx((1 / 2 * 1 / 2) ** 0.5),  # each has one word of two, and none of one 2-gram: 1/2
+        "novel_2grams": 0.5,
+        "extractive_coverage": (1 + 1 / 2) / 2,
+        "extractive_density": (4 / 2 + 1 / 2) / 2,
+    }
+
+
+def test_corpus_metrics_without_a_source_and_without_texts():
+    missing = Several("– (why)", None, False, outputs=[])
+    found = corpus_metrics({"lead": {"greedy": [missing]}, "sft": {"sampled": [Output("", [7], True)]}}, [{}])
+    assert found["lead"]["greedy"] == dict.fromkeys(("distinct_1", "distinct_2", "distinct_2_per_text", "same_opening"))
+    assert found["sft"]["sampled"] == {
+        "distinct_1": None,
+        "distinct_2": None,
+        "distinct_2_per_text": None,
+        "same_opening": 1.0,
+        "self_bleu": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "n", "expected"),
+    [(["a a a"], 1, 1 / 3), (["a b", "b a"], 2, 1.0), (["a b", "a b", "c"], 2, 0.5), (["a"], 2, None), ([], 1, None)],
+)
+def test_distinct(texts, n, expected):
+    assert distinct(texts, n) == expected
+
+
+def test_self_bleu_is_the_mean_of_sacrebleus_values_against_all_others():
+    pytest.importorskip("sacrebleu")
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices("abcdef", k=draw.randint(0, 9))) for _ in range(12)]
+    texts += texts[:2]  # a text that is said twice is not new
+    [bleu] = build([{"bleu": {"tokenizer": "none"}}])
+    others = [texts[:number] + texts[number + 1 :] for number in range(len(texts))]
+    rows = [{"prompt": "p", "references": of_text} for of_text in others]
+    expected = scored([Output(text, [7], True) for text in texts], rows, [bleu])["bleu"]
+    assert self_bleu(texts) == pytest.approx(sum(expected) / len(expected))
+    assert 0.1 < self_bleu(texts) < 0.9
+
+
+def test_self_bleu_of_many_texts_is_that_of_a_sample():
+    texts = [f"a{number} b{number} c" for number in range(40)]
+    assert self_bleu(texts, most=10, seed=1) == self_bleu(texts, most=10, seed=1)
+    assert self_bleu([*texts, *texts], most=10) < self_bleu([*texts, *texts])
+    assert self_bleu(["one"]) is None
