@@ -3,15 +3,17 @@
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import data as data_module
 from . import models, preflight
-from .recipe import Evaluation, Recipe, max_new_tokens
+from .errors import InputError, unknown
+from .recipe import RL, Evaluation, Recipe, max_new_tokens
 from .run_folder import keep_outputs, kept_outputs, stored_recipe
 
 if TYPE_CHECKING:
@@ -27,12 +29,13 @@ def decodings(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     """What is decoded, by name: greedy, and once sampled."""
     settings = {"greedy": {"temperature": 0.0}}
     if evaluation.sampled:
-        settings["sampled"] = {
-            "temperature": evaluation.temperature,
-            "top_p": evaluation.top_p,
-            "seed": evaluation.seed,
-        }
+        settings["sampled"] = sampling(evaluation)
     return settings
+
+
+def sampling(evaluation: Evaluation) -> dict[str, float]:
+    """How a sample is drawn."""
+    return {"temperature": evaluation.temperature, "top_p": evaluation.top_p, "seed": evaluation.seed}
 
 
 def fingerprint(prompts: list, recipe: Recipe, settings: dict) -> str:
@@ -47,40 +50,140 @@ def held_out_rows(recipe: Recipe, rows: data_module.Rows, tokenizer: "PreTrained
     return data_module.with_prompts(chosen, recipe.data, tokenizer, rows.notes)
 
 
-def outputs_of_run(name: str, run: Path, recipe: Recipe, rows: data_module.Rows) -> "tuple[dict, Dataset]":
+@dataclass(frozen=True)
+class Model:
+    """A model to decode with: its folder or hub id, and how it is loaded."""
+
+    path: Path
+    section: dict[str, Any]  # of `trl.ModelConfig`
+    trust_remote_code: bool = False
+
+    @property
+    def revision(self) -> str:
+        """Of the hub's repository."""
+        return self.section.get("model_revision", "main")
+
+
+def model_of(run: Path, like: Recipe | None = None) -> Model:
+    """A run as its recipe says, or what is no run of ours, loaded as the recipe says that it is ``like``."""
+    stored = stored_recipe(run)
+    recipe = stored or like
+    section = {**recipe.model} if recipe else {"dtype": "auto"}
+    if stored:
+        section.pop("model_revision", None)  # it is that of the model the run started from
+    return Model(run, section, bool(recipe and recipe.training.get("trust_remote_code")))
+
+
+def outputs_of_run(
+    name: str, model: Model, recipe: Recipe, rows: data_module.Rows
+) -> "tuple[dict[str, list[Output]], Dataset]":
     """A run's outputs for the held-out rows by decoding, those it has kept or new ones; and the rows."""
-    tokenizer, decode = decoder(run, chat=bool(recipe.data.messages))
+    tokenizer, decode = decoder(model, chat=bool(recipe.data.messages))
     held_out = held_out_rows(recipe, rows, tokenizer)
-    outputs = {}
-    for decoding, settings in decodings(recipe.evaluation).items():
-        key = fingerprint(held_out["prompt"], recipe, settings)
-        outputs[decoding] = kept_outputs(run, key)
-        if outputs[decoding] is None:
-            outputs[decoding] = decode(
-                held_out["prompt"],
-                f"{name}, {decoding}",
-                max_new_tokens=max_new_tokens(recipe.values),
-                batch_size=recipe.evaluation.batch_size,
-                **settings,
-            )
-            if stored_recipe(run):
-                keep_outputs(run, key, outputs[decoding])
-    return outputs, held_out
+    return {
+        decoding: _kept_or_new(f"{name}, {decoding}", model.path, recipe, list(held_out["prompt"]), settings, decode)
+        for decoding, settings in decodings(recipe.evaluation).items()
+    }, held_out
 
 
-def decoder(run: Path, chat: bool = False) -> "tuple[PreTrainedTokenizerBase, Callable[..., list[Output]]]":
-    """The tokenizer of a run or model, and a function that loads its model at the first call."""
+def samples_of_run(name: str, model: Model, recipe: Recipe, rows: data_module.Rows, count: int) -> "list[list[Output]]":
+    """Several samples of a run for each held-out row, those it has kept or new ones."""
+    tokenizer, decode = decoder(model, chat=bool(recipe.data.messages))
+    prompts = [prompt for prompt in held_out_rows(recipe, rows, tokenizer)["prompt"] for _ in range(count)]
+    flat = _kept_or_new(f"{name}, {count} samples", model.path, recipe, prompts, sampling(recipe.evaluation), decode)
+    return [flat[start : start + count] for start in range(0, len(flat), count)]
+
+
+def _kept_or_new(
+    what: str,
+    run: Path,
+    recipe: Recipe,
+    prompts: list,
+    settings: dict[str, float],
+    decode: "Callable[..., list[Output]]",
+) -> "list[Output]":
+    key = fingerprint(prompts, recipe, settings)
+    outputs = kept_outputs(run, key)
+    if outputs is None:
+        limit, batch_size = max_new_tokens(recipe.values), recipe.evaluation.batch_size
+        outputs = decode(prompts, what, max_new_tokens=limit, batch_size=batch_size, **settings)
+        if stored_recipe(run):
+            keep_outputs(run, key, outputs)
+    return outputs
+
+
+# --- the models of baselines ---------------------------------------------------------------------------------------
+
+
+def started_from(name: str, runs: Mapping[str, Path], recipe: Recipe, upcoming: Collection[Path] = ()) -> Model | None:
+    """The model that ``base`` or ``sft`` stands for, or the run of that name; None if it comes from an upcoming run."""
+    if name == "base":
+        return _base(next(iter(runs.values())), recipe, upcoming)
+    if name == "sft":
+        return _sft(runs, recipe, upcoming)
+    if name not in runs:
+        raise unknown("evaluation.baselines: run", name, [*runs, "base", "sft"])
+    return model_of(runs[name])
+
+
+def is_among(model: Model, runs: Mapping[str, Path]) -> bool:
+    """Whether a model is one of the runs."""
+    return model.path.resolve() in [run.resolve() for run in runs.values()]
+
+
+def _made_with(run: Path, recipe: Recipe) -> Recipe | None:
+    """The recipe of a run, which may be that of this very stage."""
+    return recipe if run == recipe.run else stored_recipe(run)
+
+
+def _base(run: Path, recipe: Recipe, upcoming: Collection[Path]) -> Model | None:
+    path, like = run, None
+    while made := _made_with(path, recipe):
+        start, like = made.model["model_name_or_path"], made
+        if start.startswith("synthetic:"):
+            return model_of(path / "base", like)
+        path = Path(start)
+    if path in upcoming:
+        return None
+    found = model_of(path, like)
+    if adapter := models.adapter_config(str(path), found.revision):
+        section = {**found.section, "model_revision": adapter.get("revision") or "main"}
+        return Model(Path(adapter["base_model_name_or_path"]), section, found.trust_remote_code)
+    if like is None:
+        raise InputError(f"evaluation.baselines: {str(run)!r} is itself a base model and started from none: drop base.")
+    return found
+
+
+def _sft(runs: Mapping[str, Path], recipe: Recipe, upcoming: Collection[Path]) -> Model | None:
+    for run in runs.values():
+        made = _made_with(run, recipe)
+        if run in upcoming and made is None:
+            return None
+        is_rl = made is not None and made.method in RL
+        while is_rl and made and made.method != "sft":
+            run = Path(made.model["model_name_or_path"])
+            if run in upcoming:
+                return None
+            made = _made_with(run, recipe)
+        if is_rl and made:
+            return model_of(run)
+    raise InputError(
+        "evaluation.baselines: no run of RL here goes back to a run of `method: sft`, so there is no sft to show: drop "
+        "it, or name that run among the runs."
+    )
+
+
+def decoder(model: Model, chat: bool = False) -> "tuple[PreTrainedTokenizerBase, Callable[..., list[Output]]]":
+    """The tokenizer of a model, and a function that loads the model at the first call."""
     from trl import ModelConfig
 
-    preflight.check_language_model(str(run))
-    stored = stored_recipe(run)
-    section = {k: v for k, v in stored.model.items() if k != "model_revision"} if stored else {"dtype": "auto"}
-    trust = bool(stored and stored.training.get("trust_remote_code"))
-    config = ModelConfig(**{**section, "model_name_or_path": str(run)})
-    tokenizer = models.load_tokenizer(str(run), trust_remote_code=trust, chat=chat)
+    preflight.check_language_model(str(model.path), model.revision)
+    config = ModelConfig(**{**model.section, "model_name_or_path": str(model.path)})
+    trust = model.trust_remote_code
+    tokenizer = models.load_tokenizer(str(model.path), config.model_revision, trust, chat)
 
     @cache
-    def model() -> Any:
+    def loaded() -> Any:
         free_memory()  # of the model of the run before
         return on_device(models.load_model(config, trust))
 
@@ -88,14 +191,14 @@ def decoder(run: Path, chat: bool = False) -> "tuple[PreTrainedTokenizerBase, Ca
         from .evaluation.decoding import decode
 
         with bar(f"decoding {what}", len(prompts)) as on_batch:
-            return decode(model(), tokenizer, list(prompts), on_batch=on_batch, **settings)
+            return decode(loaded(), tokenizer, list(prompts), on_batch=on_batch, **settings)
 
     return tokenizer, decode_rows
 
 
 def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
     """Completions of prompts by a run or a model, greedy unless told otherwise."""
-    _, decode = decoder(run, chat=not isinstance(prompts[0], str))
+    _, decode = decoder(model_of(run), chat=not isinstance(prompts[0], str))
     return [output.text for output in decode(prompts, str(run), **settings)]
 
 

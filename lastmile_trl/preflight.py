@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import data as data_module
 from . import rewards
@@ -19,6 +20,9 @@ from .rewards.classifier import Classifier, check_has_label
 from .rewards.model import Model, check_is_reward_model
 from .rewards.probe import probe, unreadable, why_not
 from .schema import default
+
+if TYPE_CHECKING:
+    from .evaluation.baselines import Baseline
 
 ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "led", "blenderbot", "m2m_100"}
 SAMPLE = 50  # rows that the rewards are tried on
@@ -54,6 +58,7 @@ def check(
         lambda: _check_guide(recipe, upcoming, distributed, findings),
         lambda: _check_packages(recipe, distributed),
         lambda: _check_preferences(recipe),
+        lambda: _check_baselines(recipe, upcoming),
         lambda: _check_data(recipe, processes, upcoming, distributed, findings),
         lambda: _check_hub(recipe),
     ]
@@ -418,9 +423,11 @@ def _check_data(
     prompts = prompts_per_generation(recipe, processes) if recipe.method in RL else 0
     chosen = rewards.build(recipe.rewards)
     metrics = rewards.build(recipe.evaluation.metrics)
+    baselines = _baselines(recipe)
+    judges = [reward for baseline in baselines for reward in getattr(baseline, "built", ())]
     if gate := next((metric.name for metric in metrics if metric.gate is not None), None):
         raise InputError(f"evaluation.metrics: {gate!r} has a gate, which only rewards have: drop it there.")
-    _check_reward_models([*chosen, *metrics], recipe, upcoming, distributed)
+    _check_reward_models([*chosen, *metrics, *judges], recipe, upcoming, distributed)
     if recipe.method == "evaluate":
         _check_names(recipe)
     if Path(recipe.data.path) in upcoming:
@@ -436,7 +443,7 @@ def _check_data(
                 f"preferences.{key}: {recipe.data.path!r} has no column {column!r}, only "
                 f"{', '.join(rows.train.column_names)}{did_you_mean(column, rows.train.column_names)}"
             )
-    for reward in [*chosen, *metrics]:
+    for reward in [*chosen, *metrics, *judges]:
         for column in reward.needs:
             if column not in (*rows.train.column_names, *rewards.FROM_TRAINER):
                 raise InputError(
@@ -453,12 +460,60 @@ def _check_data(
     if taken := next((metric.name for metric in metrics if metric.name in ALWAYS_MEASURED), None):
         raise InputError(f"evaluation.metrics: {taken!r} is measured always: give yours another `name:`.")
     others = [metric for metric in metrics if all(metric.function != reward.function for reward in chosen)]
-    _try_metrics(recipe, others, rows, findings)
+    known = [reward.function for reward in [*chosen, *metrics]]
+    judges = [reward for reward in judges if reward.function not in known]
+    _try_metrics(recipe, [*others, *judges], rows, findings)
+    _check_texts(baselines, rows, recipe)
     if recipe.method in RL and recipe.evaluation.every and not others:
         findings.warnings.append(
             "Every metric is a reward too, so nothing would show that a reward is gamed: add one to "
             "evaluation.metrics that is not rewarded (`lastmile rewards` lists them)."
         )
+
+
+def _baselines(recipe: Recipe) -> "list[Baseline]":
+    if not recipe.evaluation.baselines:
+        return []
+    from .evaluation.baselines import build
+
+    return build(recipe.evaluation.baselines, recipe.data)
+
+
+def _check_baselines(recipe: Recipe, upcoming: Collection[Path]) -> None:
+    """What the baselines need of the recipe and of the runs that are there."""
+    if recipe.evaluation.baselines and recipe.method in ("pairs", "reward"):
+        raise InputError(f"evaluation.baselines: `method: {recipe.method}` compares no runs: drop it.")
+    from .outputs import is_among, started_from
+
+    runs = short_names(recipe.evaluation.runs) if recipe.method == "evaluate" else {recipe.run.name: recipe.run}
+    for baseline in _baselines(recipe):
+        model = started_from(baseline.of, runs, recipe, upcoming) if baseline.of else None
+        if model and model.path not in (recipe.run, recipe.run / "base", *upcoming):
+            check_language_model(str(model.path), model.revision)
+        unclear = baseline.of and model is None  # an upcoming run will say
+        if baseline.name in runs and not unclear and not (model and is_among(model, runs)):
+            raise InputError(
+                f"evaluation.baselines: a run is called {baseline.name!r} too: drop the baseline, or move that run to "
+                "another folder."
+            )
+
+
+def _check_texts(baselines: "list[Baseline]", rows: data_module.Rows, recipe: Recipe) -> None:
+    """What the baselines need of the rows."""
+    columns = rows.held_out.column_names
+    for baseline in baselines:
+        column = getattr(baseline, "column", None)
+        if column is not None and column not in columns:
+            raise InputError(
+                f"evaluation.baselines: {baseline.name}: {recipe.data.path!r} has no column {column!r}, only "
+                f"{', '.join(columns)}{did_you_mean(column, columns)}"
+            )
+        shown = rows.held_out.take(min(recipe.evaluation.rows, len(rows.held_out)))
+        if baseline.name == "reference" and all(len(texts) < 2 for texts in shown["references"]):
+            raise InputError(
+                "evaluation.baselines: reference holds one reference of a row against its others, and no held-out row "
+                "has two: drop it."
+            )
 
 
 def _check_names(recipe: Recipe) -> None:

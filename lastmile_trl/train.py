@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 from . import data as data_module
 from . import models, preflight, rewards
 from .errors import InputError, RunError
-from .outputs import bar, decodings, fingerprint, free_memory, held_out_rows, outputs_of_run
+from .outputs import (
+    bar,
+    decodings,
+    fingerprint,
+    free_memory,
+    held_out_rows,
+    is_among,
+    model_of,
+    outputs_of_run,
+    samples_of_run,
+    started_from,
+)
 from .recipe import IN_ONE_PROCESS, METHODS, RL, Data, Recipe, max_new_tokens, short_names
 from .run_folder import (
     alarms,
@@ -126,16 +137,21 @@ def _train(recipe: Recipe) -> None:
             shutil.rmtree(recipe.run / "ref", ignore_errors=True)
             write_environment(recipe, state, trained=now())
         if recipe.method != "reward":
-            return _evaluate(trainer, recipe, held_out, task)
-        del trainer
+            _evaluate(trainer, recipe, held_out, task)
+            if not recipe.evaluation.baselines:
+                return
+        del trainer  # its memory is needed for other models
         free_memory()
     # All but the evaluation is there, as after a crash in it.
     if state.is_main_process:
         rows = data_module.load(recipe.data)
         if recipe.method == "reward":
             return _accept(recipe, rows)
-        outputs, held_out = outputs_of_run(recipe.run.name, recipe.run, recipe, rows)
-        _write_own_comparison(recipe, outputs, held_out, _untrained_metrics(recipe, rows, recipe.run))
+        name, run = recipe.run.name, recipe.run
+        outputs, held_out = outputs_of_run(name, model_of(run), recipe, rows)
+        metrics = _untrained(recipe.evaluation.metrics, recipe, rows, run)
+        beside = _baselines(recipe, {name: run}, rows, held_out)
+        _write_own_comparison(recipe, outputs, held_out, metrics, beside)
 
 
 def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:
@@ -147,6 +163,8 @@ def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rew
     if trainer.accelerator.is_main_process:
         for decoding, settings in decodings(recipe.evaluation).items():
             keep_outputs(recipe.run, fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
+        if recipe.evaluation.baselines:  # which may be models
+            return
         metrics = _metrics(recipe, task)
         _introduce(trainer, metrics)
         _write_own_comparison(recipe, outputs, held_out, metrics)
@@ -156,10 +174,13 @@ def _metrics(recipe: Recipe, task: rewards.Task) -> "list[rewards.Reward]":
     return rewards.prepare(rewards.build(recipe.evaluation.metrics), task)
 
 
-def _write_own_comparison(recipe: Recipe, outputs: dict, held_out: "Dataset", metrics: "list[rewards.Reward]") -> None:
-    """A run beside itself post-processed, before it is held against others."""
+def _write_own_comparison(
+    recipe: Recipe, outputs: dict, held_out: "Dataset", metrics: "list[rewards.Reward]", beside: dict | None = None
+) -> None:
+    """A run beside itself post-processed and baselines, before it is held against others."""
     name = recipe.run.name
-    _write_comparison(recipe, {name: outputs}, {name: recipe.run}, held_out, metrics, _reward_names(recipe), [name])
+    outputs = {**(beside or {}), name: outputs}
+    _write_comparison(recipe, outputs, {name: recipe.run}, held_out, metrics, _reward_names(recipe), [name])
 
 
 def make_pairs(recipe: Recipe) -> None:
@@ -385,13 +406,14 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     postprocess = [next(iter(runs))] if postprocess is None else postprocess
     outputs, rewarded, held_out, notes = {}, set(), None, []
     for name, run in runs.items():
-        outputs[name], held_out = outputs_of_run(name, run, recipe, rows)
+        outputs[name], held_out = outputs_of_run(name, model_of(run), recipe, rows)
         rewarded |= set(environment_of(run).get("rewards", []))
         if (stored := stored_recipe(run)) and (key := _other_rows(stored.data, recipe.data)):
             notes.append(f"{name} was trained with another data.{key}: it may have seen rows that are held out here.")
     for text in notes:
         note(text)
-    metrics = _untrained_metrics(recipe, rows, next(iter(runs.values())))
+    metrics = _untrained(recipe.evaluation.metrics, recipe, rows, next(iter(runs.values())))
+    outputs = {**_baselines(recipe, runs, rows, held_out), **outputs}
     return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, postprocess, notes)
 
 
@@ -404,14 +426,39 @@ def _other_rows(trained: Data, evaluated: Data) -> str | None:
     return key
 
 
-def _untrained_metrics(recipe: Recipe, rows: data_module.Rows, run: Path) -> "list[rewards.Reward]":
-    """The metrics where no trainer has prepared the training rows, which few of them ask for."""
-    train = rows.train
-    if any(hasattr(metric.function, "for_task") for metric in rewards.build(recipe.evaluation.metrics)):
+def _untrained(entries: Sequence, recipe: Recipe, rows: data_module.Rows, run: Path) -> "list[rewards.Reward]":
+    """Rewards or metrics where no trainer has prepared the training rows, which few of them ask for."""
+    train, built = rows.train, rewards.build(entries)
+    if any(hasattr(each.function, "for_task") for each in built):
         trust = bool((stored := stored_recipe(run)) and stored.training.get("trust_remote_code"))
         tokenizer = models.load_tokenizer(str(run), trust_remote_code=trust, chat=bool(recipe.data.messages))
         train = data_module.with_prompts(train, recipe.data, tokenizer, [])
-    return _metrics(recipe, rewards.Task.of(train))
+    return rewards.prepare(built, rewards.Task.of(train))
+
+
+def _baselines(
+    recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows, held_out: "Dataset"
+) -> dict[str, dict[str, "list[Output]"]]:
+    """The outputs of the baselines; those that are not decoded like runs stand beside every decoding."""
+    from .evaluation.baselines import Base, BestOfN, Sft, build
+
+    outputs, shown = {}, held_out.to_list()
+    for baseline in build(recipe.evaluation.baselines, recipe.data):
+        if isinstance(baseline, Base | Sft):
+            model = started_from(baseline.name, runs, recipe)
+            if not is_among(model, runs):  # nothing is shown twice
+                outputs[baseline.name], _ = outputs_of_run(baseline.name, model, recipe, rows)
+            continue
+        if isinstance(baseline, BestOfN):
+            first = next(iter(runs))
+            model = started_from(baseline.of or first, runs, recipe)
+            samples = samples_of_run(baseline.of or first, model, recipe, rows, baseline.n)
+            judges = _untrained(baseline.rewards, recipe, rows, runs[first])
+            texts = baseline.outputs(samples, shown, judges)
+        else:
+            texts = baseline.outputs(shown)
+        outputs[baseline.name] = dict.fromkeys(decodings(recipe.evaluation), texts)
+    return outputs
 
 
 def _write_comparison(
@@ -425,16 +472,28 @@ def _write_comparison(
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     from .evaluation import comparison
+    from .evaluation.baselines import source_column
+    from .evaluation.metrics import corpus_metrics
+    from .evaluation.postprocess import DEFAULT, build, processed
     from .evaluation.report import write_report
 
+    rows = held_out.to_list()
+    beside = [name for name in outputs if name not in runs]
     result = comparison.compare(
         outputs,
-        held_out.to_list(),
+        rows,
         metrics,
         rewarded=rewarded,
         postprocessed=postprocess,
         seeds=seeds_of(runs),
+        # A run is held against another run, or against the only thing there is.
+        baseline=beside[0] if len(beside) == len(runs) == 1 else next(iter(runs)),
     )
+    result["steps"] = {  # of post-processing: how many outputs each changed
+        name: {decoding: processed(of_run, build(DEFAULT))[1] for decoding, of_run in outputs[name].items()}
+        for name in postprocess
+    }
+    result["corpus"] = corpus_metrics(outputs, rows, source_column(recipe.data))
     (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     histories = {name: history(run) for name, run in runs.items()}
     write_report(result, histories, recipe.run / "report.html", [*notes, *alarms(runs), *recipe.evaluation.notes])
@@ -475,10 +534,10 @@ def _accept(recipe: Recipe, rows: data_module.Rows) -> None:
 
     prompts, references = [row["prompt"] for row in rated], [row["references"][0] for row in rated]
     of_references = scores(prompts, references, [True] * len(rated))
-    first = _untrained_metrics(recipe, rows, recipe.run)[:1]
+    first = _untrained(recipe.evaluation.metrics, recipe, rows, recipe.run)[:1]
     samples = []
     for name, run in _language_models(recipe).items():
-        for decoding, outputs in outputs_of_run(name, run, recipe, rows)[0].items():
+        for decoding, outputs in outputs_of_run(name, model_of(run), recipe, rows)[0].items():
             [of_outputs] = metrics.scored(outputs, rated, [model]).values()  # as RL has them read
             [measured] = metrics.scored(outputs, rated, first).values() or [[None] * len(rated)]
             samples += [
