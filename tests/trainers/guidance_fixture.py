@@ -120,19 +120,25 @@ def make_guided(kind, tokenizer, out, guidance=None, guide=None, model=None, rew
 @pytest.fixture
 def make(tokenizer, tmp_path):
     """Builds a guided trainer, of which one word names the kind."""
+    return maker(tokenizer, tmp_path)
 
+
+def maker(tokenizer, folder):
     def build(kind="ppo", guidance=None, tokenizer=tokenizer, **settings):
-        return make_guided(kind, tokenizer, tmp_path / "run", {"probability": 1.0} | (guidance or {}), **settings)
+        return make_guided(kind, tokenizer, folder / "run", {"probability": 1.0} | (guidance or {}), **settings)
 
     return build
 
 
 @pytest.fixture
-def guided_by(make, tokenizer, tmp_path):
+def guided_by(tokenizer, tmp_path):
     """Builds a trainer with a guide of this sort, which writes its words where the learner writes others."""
+    return maker_by_sort(tokenizer, tmp_path)
 
+
+def maker_by_sort(tokenizer, folder):
     def build(sort, kind="ppo", ends=0.1, guide_ends=0.0, guidance=None, **settings):
-        make_here = partial(make, kind, **settings)
+        make_here = partial(maker(tokenizer, folder), kind, **settings)
         own = {"mode": "ppo++"} | (guidance or {})
         if sort == "references":
             return make_here({**own, "mode": "drpo"}, model=author(tokenizer, LEARNER, ends))
@@ -145,8 +151,8 @@ def guided_by(make, tokenizer, tmp_path):
         write(base, tokenizer, LEARNER, ends, feature=1)
         write(base, tokenizer, GUIDE, guide_ends, feature=2)
         if sort == "full":
-            base.save_pretrained(tmp_path / "base")
-            trainer = make_here(own, model=str(tmp_path / "base"), beta=0.01)
+            base.save_pretrained(folder / "base")
+            trainer = make_here(own, model=str(folder / "base"), beta=0.01)
             write(trainer.model, tokenizer, LEARNER, ends)
             return trainer
         if sort == "adapter":
