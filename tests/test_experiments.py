@@ -48,3 +48,9 @@ def test_the_tables_of_learned_rewards_are_those_of_the_stored_results(name, tab
     text, module = (ROOT / f"experiments/{name}/README.md").read_text(), script(name)
     assert sorted(module.stored()) == [0, 1, 2]
     assert all(getattr(module, table)(module.stored()) in text for table in tables)
+
+
+def test_the_tables_of_guidance_are_those_of_the_stored_results():
+    text, module = (ROOT / "experiments/guidance/README.md").read_text(), script("guidance")
+    assert all(sorted(module.stored(task)) == [0, 1, 2] for task in module.TASKS)
+    assert all(f"<!-- {mark} -->\n{table}<!-- end -->" in text for mark, table in module.tables().items())
