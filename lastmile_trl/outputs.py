@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .evaluation.decoding import Output
+    from .preferences.perplexity import Surprise
 
 KEPT = "text, ids, ended"  # of each output
 
@@ -78,19 +79,23 @@ def outputs_of_run(
     name: str, model: Model, recipe: Recipe, rows: data_module.Rows
 ) -> "tuple[dict[str, list[Output]], Dataset]":
     """A run's outputs for the held-out rows by decoding, those it has kept or new ones; and the rows."""
-    tokenizer, decode = decoder(model, chat=bool(recipe.data.messages))
-    held_out = held_out_rows(recipe, rows, tokenizer)
+    decoder = Decoder(model, chat=bool(recipe.data.messages))
+    held_out = held_out_rows(recipe, rows, decoder.tokenizer)
     return {
-        decoding: _kept_or_new(f"{name}, {decoding}", model.path, recipe, list(held_out["prompt"]), settings, decode)
+        decoding: _kept_or_new(
+            f"{name}, {decoding}", model.path, recipe, list(held_out["prompt"]), settings, decoder.decode
+        )
         for decoding, settings in decodings(recipe.evaluation).items()
     }, held_out
 
 
 def samples_of_run(name: str, model: Model, recipe: Recipe, rows: data_module.Rows, count: int) -> "list[list[Output]]":
     """Several samples of a run for each held-out row, those it has kept or new ones."""
-    tokenizer, decode = decoder(model, chat=bool(recipe.data.messages))
-    prompts = [prompt for prompt in held_out_rows(recipe, rows, tokenizer)["prompt"] for _ in range(count)]
-    flat = _kept_or_new(f"{name}, {count} samples", model.path, recipe, prompts, sampling(recipe.evaluation), decode)
+    decoder = Decoder(model, chat=bool(recipe.data.messages))
+    prompts = [prompt for prompt in held_out_rows(recipe, rows, decoder.tokenizer)["prompt"] for _ in range(count)]
+    flat = _kept_or_new(
+        f"{name}, {count} samples", model.path, recipe, prompts, sampling(recipe.evaluation), decoder.decode
+    )
     return [flat[start : start + count] for start in range(0, len(flat), count)]
 
 
@@ -112,7 +117,7 @@ def _kept_or_new(
     return outputs
 
 
-# --- the models of baselines ---------------------------------------------------------------------------------------
+# --- which model a baseline is -------------------------------------------------------------------------------------
 
 
 def started_from(name: str, runs: Mapping[str, Path], recipe: Recipe, upcoming: Collection[Path] = ()) -> Model | None:
@@ -120,7 +125,13 @@ def started_from(name: str, runs: Mapping[str, Path], recipe: Recipe, upcoming: 
     if name == "base":
         return _base(next(iter(runs.values())), recipe, upcoming)
     if name == "sft":
-        return _sft(runs, recipe, upcoming)
+        run = sft_of(runs, recipe, upcoming)
+        if run is None:
+            raise InputError(
+                "evaluation.baselines: no run of RL here goes back to a run of `method: sft`, so there is no sft to "
+                "show: drop it, or name that run among the runs."
+            )
+        return None if run in upcoming else model_of(run)
     if name not in runs:
         raise unknown("evaluation.baselines: run", name, [*runs, "base", "sft"])
     return model_of(runs[name])
@@ -154,52 +165,75 @@ def _base(run: Path, recipe: Recipe, upcoming: Collection[Path]) -> Model | None
     return found
 
 
-def _sft(runs: Mapping[str, Path], recipe: Recipe, upcoming: Collection[Path]) -> Model | None:
+def sft_of(runs: Mapping[str, Path], recipe: Recipe, upcoming: Collection[Path] = ()) -> Path | None:
+    """The run of `method: sft` that the first run of RL goes back to, or the upcoming run on the way to it."""
     for run in runs.values():
         made = _made_with(run, recipe)
-        if run in upcoming and made is None:
-            return None
+        if made is None and run in upcoming:
+            return run
         is_rl = made is not None and made.method in RL
         while is_rl and made and made.method != "sft":
             run = Path(made.model["model_name_or_path"])
             if run in upcoming:
-                return None
+                return run
             made = _made_with(run, recipe)
         if is_rl and made:
-            return model_of(run)
-    raise InputError(
-        "evaluation.baselines: no run of RL here goes back to a run of `method: sft`, so there is no sft to show: drop "
-        "it, or name that run among the runs."
-    )
+            return run
+    return None
 
 
-def decoder(model: Model, chat: bool = False) -> "tuple[PreTrainedTokenizerBase, Callable[..., list[Output]]]":
-    """The tokenizer of a model, and a function that loads the model at the first call."""
-    from trl import ModelConfig
+# --- loading and asking a model ------------------------------------------------------------------------------------
 
-    preflight.check_language_model(str(model.path), model.revision)
-    config = ModelConfig(**{**model.section, "model_name_or_path": str(model.path)})
-    trust = model.trust_remote_code
-    tokenizer = models.load_tokenizer(str(model.path), config.model_revision, trust, chat)
 
-    @cache
-    def loaded() -> Any:
+class Decoder:
+    """A model that answers prompts, and its tokenizer; the model loads at its first use."""
+
+    def __init__(self, model: Model, chat: bool = False):
+        from trl import ModelConfig
+
+        preflight.check_language_model(str(model.path), model.revision)
+        self.config = ModelConfig(**{**model.section, "model_name_or_path": str(model.path)})
+        self.trust = model.trust_remote_code
+        self.tokenizer = models.load_tokenizer(str(model.path), self.config.model_revision, self.trust, chat)
+
+    @cached_property
+    def model(self) -> Any:
+        """The loaded model."""
         free_memory()  # of the model of the run before
-        return on_device(models.load_model(config, trust))
+        return on_device(models.load_model(self.config, self.trust))
 
-    def decode_rows(prompts: list, what: str, **settings: Any) -> "list[Output]":
+    def decode(self, prompts: list, what: str, **settings: Any) -> "list[Output]":
+        """Completions of prompts."""
         from .evaluation.decoding import decode
 
         with bar(f"decoding {what}", len(prompts)) as on_batch:
-            return decode(loaded(), tokenizer, list(prompts), on_batch=on_batch, **settings)
+            return decode(self.model, self.tokenizer, list(prompts), on_batch=on_batch, **settings)
 
-    return tokenizer, decode_rows
+
+def surprises_of_run(
+    name: str, model: Model, recipe: Recipe, answers: "list[tuple[str | list[dict], str, bool]]"
+) -> "list[Surprise]":
+    """How unlikely a model finds answers, each a prompt, a text, and whether that ended by itself."""
+    from .preferences.perplexity import perplexities
+
+    decoder = Decoder(model, chat=bool(recipe.data.messages))
+    prompts, texts, ended = (list(each) for each in zip(*answers, strict=True))
+    with bar(f"likelihoods under {name}", len(prompts)) as on_batch:
+        return perplexities(
+            decoder.model,
+            decoder.tokenizer,
+            prompts,
+            texts,
+            batch_size=recipe.evaluation.batch_size,
+            ended=ended,
+            on_batch=on_batch,
+        )
 
 
 def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
     """Completions of prompts by a run or a model, greedy unless told otherwise."""
-    _, decode = decoder(model_of(run), chat=not isinstance(prompts[0], str))
-    return [output.text for output in decode(prompts, str(run), **settings)]
+    decoder = Decoder(model_of(run), chat=not isinstance(prompts[0], str))
+    return [output.text for output in decoder.decode(prompts, str(run), **settings)]
 
 
 def on_device(model: Any) -> Any:

@@ -65,6 +65,7 @@ class Evaluation:
     runs: list | None = (
         None  # `method: evaluate`: run folders, the baseline first; `reward`: whose outputs it is tried on
     )
+    likelihood: bool = False  # also measure the perplexity of the references, and samples' KL from the SFT run
     baselines: list = field(default_factory=list)  # shown beside the runs: lead, reference, best_of_n, base, sft
     postprocess: list | None = None  # runs that are also shown post-processed; default: the baseline
     notes: list = field(default_factory=list)  # paragraphs for the report

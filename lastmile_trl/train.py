@@ -22,7 +22,9 @@ from .outputs import (
     model_of,
     outputs_of_run,
     samples_of_run,
+    sft_of,
     started_from,
+    surprises_of_run,
 )
 from .recipe import IN_ONE_PROCESS, METHODS, RL, Data, Recipe, max_new_tokens, short_names
 from .run_folder import (
@@ -138,7 +140,7 @@ def _train(recipe: Recipe) -> None:
             write_environment(recipe, state, trained=now())
         if recipe.method != "reward":
             _evaluate(trainer, recipe, held_out, task)
-            if not recipe.evaluation.baselines:
+            if not _asks_models(recipe):
                 return
         del trainer  # its memory is needed for other models
         free_memory()
@@ -163,11 +165,16 @@ def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rew
     if trainer.accelerator.is_main_process:
         for decoding, settings in decodings(recipe.evaluation).items():
             keep_outputs(recipe.run, fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
-        if recipe.evaluation.baselines:  # which may be models
+        if _asks_models(recipe):
             return
         metrics = _metrics(recipe, task)
         _introduce(trainer, metrics)
         _write_own_comparison(recipe, outputs, held_out, metrics)
+
+
+def _asks_models(recipe: Recipe) -> bool:
+    """Whether the evaluation may load other models than the one that was trained."""
+    return bool(recipe.evaluation.baselines or recipe.evaluation.likelihood)
 
 
 def _metrics(recipe: Recipe, task: rewards.Task) -> "list[rewards.Reward]":
@@ -461,6 +468,26 @@ def _baselines(
     return outputs
 
 
+def _add_likelihoods(corpus: dict, recipe: Recipe, outputs: dict, runs: dict[str, Path], rows: list[dict]) -> None:
+    """`reference_perplexity` of each run, and `kl_to_sft` of its samples where they are drawn as the model says."""
+    from .evaluation.metrics import divergence, perplexity_of
+
+    references = [(row["prompt"], text, True) for row in rows for text in row["references"]]
+    sft = sft_of(runs, recipe) if recipe.evaluation.temperature == recipe.evaluation.top_p == 1 else None
+    for name, run in runs.items():
+        samples = [
+            (row["prompt"], output.text, output.ended)
+            for row, output in zip(rows, outputs[name].get("sampled", []), strict=False)
+            if output.text.strip() or output.ended  # or there is nothing whose likelihood could be told
+        ]
+        found = surprises_of_run(name, model_of(run), recipe, [*references, *samples])
+        for of_decoding in corpus[name].values():
+            of_decoding["reference_perplexity"] = perplexity_of(found[: len(references)])
+        if sft and samples:
+            other = surprises_of_run("sft", model_of(sft), recipe, samples)
+            corpus[name]["sampled"]["kl_to_sft"] = divergence(found[len(references) :], other)
+
+
 def _write_comparison(
     recipe: Recipe,
     outputs: dict,
@@ -494,6 +521,8 @@ def _write_comparison(
         for name in postprocess
     }
     result["corpus"] = corpus_metrics(outputs, rows, source_column(recipe.data))
+    if recipe.evaluation.likelihood:
+        _add_likelihoods(result["corpus"], recipe, outputs, runs, rows)
     (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     histories = {name: history(run) for name, run in runs.items()}
     write_report(result, histories, recipe.run / "report.html", [*notes, *alarms(runs), *recipe.evaluation.notes])

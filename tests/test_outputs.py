@@ -1,7 +1,10 @@
 """Baselines in a recipe: refused before a model loads, found through stored recipes, decoded from real run folders."""
 
 import json
+import math
+import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -100,11 +103,15 @@ def shown(folder):
 
 
 def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lastmile_trl.preferences.perplexity import perplexities
+
     sft = recipe()
     train.run(sft)
     judged = {"best_of_n": {"n": 3, "rewards": ["rouge"], "of": "sft"}}
     baselines = ["lead", "reference", judged, "base", "sft"]
-    grpo = recipe("grpo", "grpo", sft.run, baselines=baselines)
+    grpo = recipe("grpo", "grpo", sft.run, baselines=baselines, likelihood=True)
     assert preflight.check(grpo).problems == []
     train.run(grpo)
     result, entries = shown(grpo.run)
@@ -128,6 +135,14 @@ def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, mo
     means = {entry["run"]: entry["metrics"]["rouge/rougeL"]["mean"] for entry in result["results"]
              if entry["decoding"] == "sampled" and not entry["postprocessed"]}  # fmt: skip
     assert means["oracle_best_of_3 of sft"] > means["sft"]  # the first of its samples is that of sft
+
+    rows = [(example["prompt"], text) for example in result["examples"] for text in example["references"]]
+    model = AutoModelForCausalLM.from_pretrained(grpo.run)
+    found = perplexities(model, AutoTokenizer.from_pretrained(grpo.run), *map(list, zip(*rows, strict=True)))
+    expected = math.exp(sum(each.mean * each.tokens for each in found) / sum(each.tokens for each in found))
+    corpus = result["corpus"]["grpo"]
+    assert corpus["greedy"]["reference_perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert 0 < abs(corpus["sampled"]["kl_to_sft"]) < 20 and "kl_to_sft" not in corpus["greedy"]
 
     # Among the runs, sft is shown once; what was decoded before is not decoded again.
     loaded = []
@@ -189,3 +204,12 @@ def test_the_base_of_a_run_that_made_its_own(recipe, tmp_path):
 def test_words_of_the_rows_are_known(tmp_path):
     """The rows above are one sentence each, so that lead is the whole source of 12 words."""
     assert all(len(row["source"].split()) == 12 and set(row["source"].split()) <= {*WORDS} for row in make_rows(24))
+
+
+def test_progress_shows_the_rate_and_the_time_left(capsys):
+    with outputs.bar("decoding sft, greedy", 4) as on_batch:
+        for done in (1, 2):
+            time.sleep(0.2)
+            on_batch(done, 4)
+    shown = capsys.readouterr().err
+    assert "decoding sft, greedy:  50%" in shown and re.search(r"2/4 \[00:00<00:0\d, +[\d.]+(it/s|s/it)\]", shown)

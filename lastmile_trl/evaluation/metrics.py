@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
+from lastmile_trl.evaluation.alarm import most_common_opening
 from lastmile_trl.evaluation.decoding import Several
 from lastmile_trl.rewards.base import cell_text, known_mean
 from lastmile_trl.rewards.faithfulness import extractive, novel
@@ -17,6 +18,7 @@ from lastmile_trl.rewards.tokens import ngrams
 
 if TYPE_CHECKING:
     from lastmile_trl.evaluation.decoding import Output
+    from lastmile_trl.preferences.perplexity import Surprise
     from lastmile_trl.rewards import Reward
 
 # what counts as better; the number of words has no better
@@ -128,8 +130,6 @@ def corpus_metrics(
 
 
 def _corpus(outputs: Sequence[Output], sources: Sequence[str | None], decoding: str) -> dict[str, float | None]:
-    from lastmile_trl.evaluation.alarm import most_common_opening  # which needs numpy
-
     pairs = [
         (each.text, source)
         for output, source in zip(outputs, sources, strict=True)
@@ -151,6 +151,29 @@ def _corpus(outputs: Sequence[Output], sources: Sequence[str | None], decoding: 
         values["extractive_coverage"] = known_mean(coverage for coverage, _, _ in made)
         values["extractive_density"] = known_mean(density for _, density, _ in made)
     return values
+
+
+def perplexity_of(surprises: Sequence[Surprise]) -> float:
+    """The perplexity of several answers: of all their tokens, so that long answers count more.
+
+    >>> from lastmile_trl.preferences.perplexity import Surprise
+    >>> perplexity_of([Surprise(0.0, 1), Surprise(math.log(4), 1)])
+    2.0
+    """
+    return math.exp(sum(each.mean * each.tokens for each in surprises) / sum(each.tokens for each in surprises))
+
+
+def divergence(own: Sequence[Surprise], other: Sequence[Surprise]) -> float:
+    """An estimate of KL(own || other) in nats an output, from samples of `own` under both models.
+
+    It may fall below 0 by chance where the two are near each other.
+
+    >>> from lastmile_trl.preferences.perplexity import Surprise
+    >>> divergence([Surprise(1.0, 3), Surprise(2.0, 1)], [Surprise(1.5, 3), Surprise(2.5, 1)])
+    1.0
+    """
+    totals = [(mine.mean * mine.tokens, its.mean * its.tokens) for mine, its in zip(own, other, strict=True)]
+    return sum(its - mine for mine, its in totals) / len(totals)
 
 
 def distinct(texts: Iterable[str], n: int) -> float | None:
