@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.evaluation.alarm import most_common_opening
 from lastmile_trl.evaluation.decoding import Several
 from lastmile_trl.rewards.base import cell_text, known_mean
 from lastmile_trl.rewards.faithfulness import extractive, novel
@@ -130,6 +129,8 @@ def corpus_metrics(
 
 
 def _corpus(outputs: Sequence[Output], sources: Sequence[str | None], decoding: str) -> dict[str, float | None]:
+    from lastmile_trl.evaluation.alarm import most_common_opening  # brings numpy
+
     pairs = [
         (each.text, source)
         for output, source in zip(outputs, sources, strict=True)
