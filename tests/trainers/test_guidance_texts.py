@@ -73,6 +73,19 @@ def test_nothing_is_put_before_a_text_where_no_word_ends(make, tokenizer):
     assert {row.shown.lstrip("(") for row in rows} == {"cat"}
 
 
+def test_after_no_words_the_guide_writes_a_whole_answer(make, tokenizer):
+    """Half of what the learner writes are marks that are no part of a text."""
+
+    def answers(prompts, texts):
+        return [tokenizer(f" {text}!")["input_ids"] + [tokenizer.eos_token_id] for text in texts]
+
+    rows, _ = written(make("ppo", {**ASKED, "mode": "aggrevated"}, guide=says("cat"), encode=answers,
+                           model=author(tokenizer, " sat<|user|>"), max_completion_length=9), rows_of(40))  # fmt: skip
+    endings = {bool(tokenizer.decode(row.own, skip_special_tokens=True)): tokenizer.decode(row.ending) for row in rows
+               if len(row.own) < 7}  # fmt: skip
+    assert endings == {True: " cat<eos>", False: " cat!<eos>"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_guide_goes_on_after_the_learners_word(make, tokenizer, kind):
     pieces = author(tokenizer, " onew")  # two tokens, of which only the first begins a word
