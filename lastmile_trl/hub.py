@@ -39,7 +39,7 @@ METHODS = {
     "dpo": "direct preference optimisation (DPO)",
     "reward": "learning to tell better answers from worse",
 }
-SECRETS = {"token", "hub_token", "push_to_hub_token", "use_auth_token", "api_key", "password", "secret"}
+SECRETS = {"endpoint", "token", "hub_token", "push_to_hub_token", "use_auth_token", "api_key", "password", "secret"}
 DATA_FILES = (".json", ".jsonl", ".csv", ".parquet")
 PATIENCE = 300  # seconds without a sign of life; the Hub client itself would wait for ever
 

@@ -159,12 +159,20 @@ def load_guide(
     name: str, config: "ModelConfig", tokenizer: "PreTrainedTokenizerBase", trust_remote_code: bool = False
 ) -> "PreTrainedModel":
     """The model that guides a policy: loaded as that is, and with its tokenizer, whose ids it continues."""
-    if load_tokenizer(name, trust_remote_code=trust_remote_code).get_vocab() != tokenizer.get_vocab():
-        raise InputError(
-            f"guidance.guide {name!r} has another tokenizer than the policy, so it cannot continue its tokens: serve "
-            "it and name its endpoint."
-        )
-    return load_model(replace(config, model_name_or_path=name, model_revision="main"), trust_remote_code)
+    from .rewards.neural import _beside_the_run
+
+    own = name == config.model_name_or_path
+    revision = config.model_revision if own else "main"
+    has_tokenizer = read_json(name, "tokenizer_config.json", revision) is not None  # many adapters come without
+    if has_tokenizer and not own:
+        vocabulary = load_tokenizer(name, revision, trust_remote_code).get_vocab()
+        if vocabulary != tokenizer.get_vocab():
+            raise InputError(
+                f"guidance.guide {name!r} has another tokenizer than the policy, so it cannot continue its tokens: "
+                "serve it and name its endpoint."
+            )
+    with _beside_the_run():  # whole on every process, however the policy is sharded
+        return load_model(replace(config, model_name_or_path=name, model_revision=revision), trust_remote_code)
 
 
 def load_reward_model(config: "ModelConfig", trust_remote_code: bool = False) -> "PreTrainedModel":

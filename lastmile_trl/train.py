@@ -277,6 +277,8 @@ def _guided(
         guide = models.load_guide(named, model_config, tokenizer, recipe.training.get("trust_remote_code", False))
     else:
         seed = recipe.seed + PartialState().process_index  # or two processes would get the same texts
+        if isinstance(named, dict):
+            named = {"max_tokens": max_new_tokens(recipe.values), **named}
         guide = guides.build(named, recipe.guidance.sampling, seed)
     return guided(trainer_class), {"guidance": recipe.guidance, "guide": guide, "encode": encode}
 

@@ -11,12 +11,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from unicodedata import east_asian_width
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
+from trl.chat_template_utils import parse_response
 from trl.trainer.utils import pad, use_adapter
 
 from lastmile_trl.trainers.attributes import replaced
@@ -34,14 +36,15 @@ class RollOut:
     part: str = ALONE  # the guide's
     prefix: list[int] = field(default_factory=list)  # not trained: the guide's, or the learner's before its last span
     own: list[int] = field(default_factory=list)
-    ending: list[int] = field(default_factory=list)
+    word_end: list[int] = field(default_factory=list)  # the learner's, not trained: a guide of texts goes on after it
+    ending: list[int] = field(default_factory=list)  # the guide's
     budget: int = 0  # how many tokens the learner may write
     switch: int = 0  # after how many tokens the other goes on
 
     @property
     def ids(self) -> list[int]:
         """The whole completion."""
-        return self.prefix + self.own + self.ending
+        return self.prefix + self.own + self.word_end + self.ending
 
 
 @cache
@@ -87,6 +90,10 @@ class Guided:
         masks = self.args.mask_truncated_completions or getattr(self.args, "missing_eos_penalty", None) is not None
         for wrong, why in (
             (named and self.guide is None, f"the guide {asked.guide!r} must be given as guide=, a model or a function"),
+            (not named and self.guide not in (None, self.ref_model), f"{asked.guide!r} takes no guide="),
+            (asked.guide == "base" and getattr(self.args, "sync_ref_model", False), "guide='base' is the policy as it "
+             "was, which sync_ref_model would move: set it to false"),
+            (getattr(self, "rollout_func", None) is not None, "a rollout_func writes by itself: leave it out"),
             (not critic and asked.prefix_per == "completion", "with a group's mean as the baseline, completions with "
              "different prefixes teach nothing: leave prefix_per out, or use PPO"),
             (asked.guide == "base" and self._base() is None, "guide='base' is the policy as it was, of which TRL keeps "
@@ -169,8 +176,8 @@ class Guided:
 
     def _split(self, roll_out: RollOut, draw: Draw, text: list[int]) -> None:
         switch = draw.switch(len(text))
-        if self._of_texts and switch:
-            switch = self._word_starts(text, switch)
+        if self._of_texts and draw.part == ROLL_IN:
+            switch = self._word_starts(text, range(switch, 0, -1))
         if not switch:
             return
         roll_out.part, roll_out.switch = draw.part, switch
@@ -184,7 +191,9 @@ class Guided:
     def _reference(self, place: int, chance: float) -> list[int]:
         references = self._rows[place].get("references")
         if not references:
-            raise ValueError("Guidance: the data set needs a column `references`, a text or a list of texts a row.")
+            raise ValueError(
+                "Guidance: a row has no reference: each needs some in the column `references`, a text or a list."
+            )
         references = [references] if isinstance(references, str) else references
         [ids] = self.encode([self._prompts[place]], [references[int(chance * len(references))]])
         return ids
@@ -198,26 +207,28 @@ class Guided:
             found = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         written = found[0] if isinstance(found, tuple) else found
         for roll_out, ids in zip(self._roll_outs, written, strict=True):
-            roll_out.own = ids[: self._until(roll_out, ids)]
+            roll_out.own = ids[: roll_out.budget]
+            if roll_out.part == ROLL_OUT and self._of_texts:
+                roll_out.word_end = self._word_end(roll_out, ids)
         if self._guide_ends:
             self._end()
         own = [roll_out.own for roll_out in self._roll_outs]
         return (own, *found[1:]) if isinstance(found, tuple) else own
 
-    def _until(self, roll_out: RollOut, ids: list[int]) -> int:
-        """How much of what the learner wrote is taken: its budget, or where the guide goes on, the end of the word."""
-        if roll_out.part != ROLL_OUT or not self._of_texts or len(ids) <= roll_out.budget:
-            return roll_out.budget
-        start = len(roll_out.prefix)
-        end = self._word_starts(roll_out.prefix + ids, start + roll_out.budget, forwards=True)
-        return min(end, self.max_completion_length) - start
+    def _word_end(self, roll_out: RollOut, ids: list[int]) -> list[int]:
+        """What the learner wrote after its budget to end its word: to train it only where it did would be unfair."""
+        whole, start = roll_out.prefix + ids, len(roll_out.prefix) + roll_out.budget
+        until = self._word_starts(whole, range(start, min(len(whole), start + WORD_END + 1)))
+        return whole[start : min(until, self.max_completion_length)]
 
     def _end(self) -> None:
         """The guide goes on where the learner has not ended."""
         unfinished = [
             place
             for place, roll_out in enumerate(self._roll_outs)
-            if roll_out.part == ROLL_OUT and not self._ended(roll_out.own)
+            if roll_out.part == ROLL_OUT
+            and not self._ended(roll_out.own)
+            and len(roll_out.ids) < self.max_completion_length
         ]
         begun = [before + roll_out.ids for before, roll_out in zip(self._prompt_ids, self._roll_outs, strict=True)]
         for place, ending in zip(unfinished, self._written_by_guide(unfinished, begun), strict=True):
@@ -237,11 +248,12 @@ class Guided:
     def _written_by_guide(self, places: list[int], contexts: list[list[int]]) -> list[list[int]]:
         """What the guide writes after the contexts at these places, with its end token."""
         asked = [contexts[place] for place in places]
+        room = max((self.max_completion_length - len(self._roll_outs[place].ids) for place in places), default=1)
         if self.guidance.guide == "base" and is_peft_model(self.model):
-            return self._sampled(asked, contexts[0], base=True)
+            return self._sampled(asked, contexts[0], base=True, max_new_tokens=room)
         if not places:
             return []
-        return self._texts_of_guide(places) if self._of_texts else self._sampled_by(self.guide, asked)
+        return self._texts_of_guide(places) if self._of_texts else self._sampled_by(self.guide, asked, room)
 
     def _texts_of_guide(self, places: list[int]) -> list[list[int]]:
         prompts = [self._prompts[place] for place in places]
@@ -249,13 +261,16 @@ class Guided:
         texts = self.guide(prompts, begun)
         if len(texts) != len(places) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"Guidance: the guide was asked for {len(places)} texts and gave {texts!r:.200}.")
-        end = [self._tokenizer.eos_token_id]
         return [
-            self._tokenizer(_joined(before, text), add_special_tokens=False)["input_ids"] + end
-            if before
-            else self.encode([prompt], [text])[0]
+            self._following(before, _joined(before, text)) if before else self.encode([prompt], [text])[0]
             for prompt, before, text in zip(prompts, begun, texts, strict=True)
         ]
+
+    def _following(self, before: str, text: str) -> list[int]:
+        """The tokens of a text that follows another; alone, some tokenizers would put a space before it."""
+        first, whole, alone = self._tokenizer([before, before + text, text], add_special_tokens=False)["input_ids"]
+        ids = whole[len(first) :] if whole[: len(first)] == first else alone
+        return ids + [self._tokenizer.eos_token_id]
 
     def _encode(self, prompts: list[Prompt], texts: list[str]) -> list[list[int]]:
         end = [self._tokenizer.eos_token_id]
@@ -268,13 +283,15 @@ class Guided:
         kwargs = {**self.generation_kwargs, **changes}
         return replaced(self, generation_config=config, generation_kwargs=kwargs)
 
-    def _sampled(self, contexts: list[list[int]], other: list[int], base: bool = False) -> list[list[int]]:
+    def _sampled(
+        self, contexts: list[list[int]], other: list[int], base: bool = False, **changes: Any
+    ) -> list[list[int]]:
         """What the policy, or its base, writes; one without contexts takes another, as sharded weights ask all."""
-        adapter, changes = nullcontext(), {}
+        adapter = nullcontext()
         if base:
             policy = self.accelerator.unwrap_model(self.model)
             adapter = use_adapter(policy, adapter_name="ref" if self._base() == "ref" else None)
-            changes = self._guide_sampling()
+            changes |= self._guide_sampling()
         more = (1,) if isinstance(self, GRPOTrainer) else ()  # a group's size, which RLOO's does not take
         with adapter, self._generating(**changes):
             found = super()._generate_single_turn(contexts or [other], None, {}, *more)
@@ -286,13 +303,14 @@ class Guided:
         return {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, **self.guidance.sampling}
 
     @torch.no_grad()
-    def _sampled_by(self, model: PreTrainedModel, contexts: list[list[int]]) -> list[list[int]]:
+    def _sampled_by(self, model: PreTrainedModel, contexts: list[list[int]], room: int) -> list[list[int]]:
         device, tensors = self.accelerator.device, [torch.tensor(ids) for ids in contexts]
         inputs = pad(tensors, padding_value=self._tokenizer.pad_token_id, padding_side="left").to(device)
         mask = pad([torch.ones_like(ids) for ids in tensors], padding_value=0, padding_side="left").to(device)
         config = copy.deepcopy(self.generation_config)
-        config.update(**self._guide_sampling())
-        written = model.generate(input_ids=inputs, attention_mask=mask, generation_config=config)
+        config.update(max_new_tokens=room, **self._guide_sampling())
+        # whole on every process, so none has to wait for the others
+        written = model.generate(input_ids=inputs, attention_mask=mask, generation_config=config, synced_gpus=False)
         return [self._until_end(ids) for ids in written[:, inputs.size(1) :].tolist()]
 
     def _until_end(self, ids: list[int]) -> list[int]:
@@ -304,14 +322,13 @@ class Guided:
     def _text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _word_starts(self, ids: list[int], at: int, forwards: bool = False) -> int:
-        """The place nearest to `at` where no word is cut: before it, or from there on; `at` or 0 if there is none."""
-        places = range(at, min(len(ids), at + WORD_END + 1)) if forwards else range(at, 0, -1)
+    def _word_starts(self, ids: list[int], places: range) -> int:
+        """The first of these places at which no word is cut; 0 if there is none."""
         for place in places:
             before, after = self._text(ids[:place]), self._text(ids[: place + 1])
-            if after.startswith(before) and not (before[-1:].isalnum() and after[len(before) :][:1].isalnum()):
+            if after.startswith(before) and not _in_word(before, after[len(before) :]):
                 return place
-        return at if forwards else 0
+        return 0
 
     # --- rewards of the whole, and what a person sees ---------------------------------------------------------------
 
@@ -325,8 +342,7 @@ class Guided:
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         for place, roll_out in enumerate(self._roll_outs):
             if roll_out.part != ALONE:  # in place, so that the table of completions shows the whole, too
-                text = self._text(roll_out.ids)
-                completions[place] = [{"role": "assistant", "content": text}] if _is_chat(completions[place]) else text
+                completions[place] = self._completion(place, chat=not isinstance(completions[place], str))
         ids = [roll_out.ids for roll_out in self._roll_outs]
         rewards = super()._calculate_rewards(inputs, prompts, completions, ids)
         self._log_completion_extra("guided", [roll_out.part != ALONE for roll_out in self._roll_outs])
@@ -335,10 +351,21 @@ class Guided:
             self._log_guidance((rewards * self.reward_weights.to(rewards.device)).nansum(1), ~rewards.isnan().all(1))
         return rewards
 
+    def _completion(self, place: int, chat: bool) -> str | list[dict[str, Any]]:
+        """The whole text as TRL hands it to rewards."""
+        ids = self._roll_outs[place].ids
+        if not chat:
+            return self._text(ids)
+        formats = (getattr(self._tokenizer, name, None) for name in ("response_template", "response_schema"))
+        if isinstance(self, GRPOTrainer) and any(formats):  # RLOO's takes answers as they are
+            return [parse_response(self._tokenizer, ids, prefix=self._prompt_ids[place])]
+        return [{"role": "assistant", "content": self._text(ids)}]
+
     def _marked(self, roll_out: RollOut) -> str:
         """The text, with the guide's part in double brackets."""
         whole = self._text(roll_out.ids)
-        place = len(self._text(roll_out.prefix if roll_out.part == ROLL_IN else roll_out.prefix + roll_out.own))
+        before = roll_out.prefix if roll_out.part == ROLL_IN else roll_out.prefix + roll_out.own + roll_out.word_end
+        place = len(self._text(before))
         if roll_out.part == ROLL_IN:
             return f"[[{whole[:place]}]]{whole[place:]}"
         return f"{whole[:place]}[[{whole[place:]}]]" if roll_out.ending else whole
@@ -405,10 +432,16 @@ def _part_of(draws: list[Draw]) -> str:
     return next(draw.part for draw in draws if draw.part != ALONE)
 
 
+def _in_word(before: str, after: str) -> bool:
+    """Whether a text is cut within a word; scripts written without spaces can be cut anywhere.
+
+    >>> _in_word("the ca", "t sat"), _in_word("the cat", " sat"), _in_word("the cat", ", sat"), _in_word("一起", "去")
+    (True, False, False, False)
+    """
+    seam = before[-1:] + after[:1]
+    return len(seam) == 2 and seam.isalnum() and not any(east_asian_width(letter) in "WF" for letter in seam)
+
+
 def _joined(before: str, text: str) -> str:
     """What follows a text that ends with a word: words stay apart."""
-    return f" {text}" if before[-1:].isalnum() and text[:1].isalnum() else text
-
-
-def _is_chat(completion: Any) -> bool:
-    return isinstance(completion, list)
+    return f" {text}" if _in_word(before, text) else text

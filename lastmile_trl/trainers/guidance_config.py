@@ -128,9 +128,19 @@ class GuidanceConfig:
             self.sampling = {"top_p": 0.92} if writes and self.guide != "references" else {}
         elif not writes or self.guide == "references":
             raise ValueError(f"sampling has no effect on the guide {self.guide!r}: leave it out.")
-        known = ("temperature", "top_p", "top_k", "min_p")
-        if wrong := [name for name in self.sampling if name not in known]:
-            raise ValueError(f"sampling takes {', '.join(known)}, not {wrong[0]!r}.")
+        greedy = isinstance(self.guide, dict)  # a server may know temperature 0
+        right = {
+            "temperature": (lambda value: value > 0 or greedy and value == 0, "above 0 (for the likeliest, top_k: 1)"),
+            "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+            "top_k": (lambda value: value >= 0 and value == int(value), "a whole number, 0 for all"),
+            "min_p": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+        }
+        for name, value in self.sampling.items():
+            if name not in right:
+                raise ValueError(f"sampling takes {', '.join(right)}, not {name!r}.")
+            allowed, said = right[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not allowed(value):
+                raise ValueError(f"sampling.{name} must be {said}, not {value!r}.")
 
     @property
     def rolls_out(self) -> bool:

@@ -121,7 +121,7 @@ def test_a_reference_may_be_a_text_of_its_own_and_must_be_there(make, tokenizer)
     trainer = make(model=author(tokenizer))
     found, _ = written(trainer, [row | {"references": " cat cat cat"} for row in rows_of(8)])
     assert {row.shown.split()[0] for row in found} == {"cat"}
-    with pytest.raises(ValueError, match="Guidance: the data set needs a column `references`, a text or a list"):
+    with pytest.raises(ValueError, match="Guidance: a row has no reference: each needs some in the column"):
         written(trainer, [{"prompt": row["prompt"]} for row in rows_of(8)])
 
 

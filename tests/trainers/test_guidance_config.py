@@ -1,6 +1,7 @@
 """The settings of guidance: what is refused, how guidance fades, and what is drawn."""
 
 import math
+import re
 from collections import Counter
 
 import pytest
@@ -187,3 +188,24 @@ def test_a_draw_takes_nothing_from_the_streams_of_others():
     before, numbers = random.getstate(), torch.get_rng_state()
     guidance(mode="lols").draw(0, "0/0", 0, 0.0)
     assert random.getstate() == before and torch.equal(torch.get_rng_state(), numbers)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("temperature", 0, "must be above 0 (for the likeliest, top_k: 1), not 0"),
+        ("temperature", True, "must be above 0"),
+        ("top_p", 5, "must be above 0 and at most 1, not 5"),
+        ("top_k", "hello", "must be a whole number, 0 for all, not 'hello'"),
+        ("top_k", 2.5, "must be a whole number"),
+        ("min_p", -0.1, "must be between 0 and 1, not -0.1"),
+    ],
+)
+def test_what_no_model_can_sample_by_is_refused(name, value, said):
+    with pytest.raises(ValueError, match=re.escape(f"sampling.{name} {said}")):
+        GuidanceConfig(mode="ppo++", guide="base", sampling={name: value})
+
+
+def test_a_server_may_know_temperature_0():
+    guide = {"endpoint": "http://127.0.0.1/v1", "model": "any"}
+    assert GuidanceConfig(mode="ppo++", guide=guide, sampling={"temperature": 0}).sampling == {"temperature": 0}

@@ -1,8 +1,12 @@
 """Guides that know texts only: where they are spliced, what they are asked, and what they may not answer."""
 
+import re
+
 import guidance_fixture
 import pytest
 from guidance_fixture import GUIDE, LEARNER, author, by, rows_of, says, written
+
+from lastmile_trl.trainers.guidance import _in_word, _joined
 
 make, guided_by = guidance_fixture.make, guidance_fixture.guided_by
 KINDS = ["grpo", "rloo", "ppo"]
@@ -93,12 +97,35 @@ def test_the_guide_goes_on_after_the_learners_word(make, tokenizer, kind):
     rows, _ = written(
         make(kind, settings, guide=says(GUIDE * 9), model=pieces, max_completion_length=16), rows_of(9, 4)
     )
-    ended = [row for row in rows if row.ending]  # the others began with a word longer than the switch
-    assert len(ended) > 12
-    for row in ended:
-        own = tokenizer.decode(row.prefix + row.own)
-        assert row.shown.startswith(own) and not row.shown[len(own)].isalnum()
-    assert len({len(row.own) for row in ended}) > 1
+    assert all(row.ending for row in rows)
+    rests = [row.shown[len(tokenizer.decode(row.prefix + row.own)) :] for row in rows]
+    ends = [re.match("(ew)*", rest)[0] for rest in rests]  # the learner's words are whole, and their ends not trained
+    assert "" in ends and "ew" in ends
+    assert all(
+        f"{end} cat dog bird cat".startswith(rest[: len(end) + 8]) for end, rest in zip(ends, rests, strict=True)
+    )
+    sizes = {len(row.own) for row in rows}
+    assert len(sizes) > 2 if kind == "ppo" else sizes == {1}  # a group shares all but the last token
+
+
+def test_a_tokenizer_that_puts_a_space_before_every_text_adds_none(make, tokenizer):
+    """As those of SentencePiece do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "\u2581the", "\u2581cat", "\u2581sat", "\u2581", ",", "s"]
+    backend = Tokenizer(models.Unigram([(word, -1.0) for word in words], unk_id=0))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = make("ppo")
+    trainer._tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    for text in (", the cat", " sat", "s sat"):
+        whole = trainer._tokenizer("the cat" + text)["input_ids"]
+        assert trainer._following("the cat", text) == [*whole[2:], 1]
+
+
+def test_a_script_without_spaces_is_cut_anywhere():
+    assert not _in_word("\u4e00\u8d77", "\u53bb") and _joined("\u4e00\u8d77", "\u53bb") == "\u53bb"
+    assert _joined("the cat", "sat") == " sat" and _joined("the cat", ", sat") == ", sat"
 
 
 @pytest.mark.parametrize("kind", KINDS)
