@@ -45,7 +45,7 @@ def test_the_wheel_works_in_an_empty_folder(installed, tmp_path):
     names = [line.split()[0] for line in run("recipes").splitlines()]
     assert names == shipped_names()
     run("copy", "e2e", "mine")
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["grpo.yaml", "sft.yaml"]
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["aggrevated.yaml", "grpo.yaml", "sft.yaml"]
     assert f"{installed}/lastmile_trl/accelerate_configs/zero2.yaml" in run(
         "run", "e2e/sft", "--dry-run", "--accelerate", "zero2"
     )
@@ -66,7 +66,7 @@ def test_every_dependency_has_a_tested_version():
     pinned = {
         line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
-    names = ("quantization", "tracking", "metrics", "dev")
+    names = ("quantization", "tracking", "metrics", "endpoint", "dev")
     extras = [item for name in names for item in project["optional-dependencies"][name]]
     for requirement in [*project["dependencies"], *extras]:
         name = requirement.split(">=")[0].split("[")[0].replace("_", "-")

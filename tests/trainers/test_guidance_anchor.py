@@ -100,7 +100,7 @@ def test_without_it_references_are_not_needed_and_nothing_is_logged(make, tokeni
     trainer = make(kind, settings, guide=says(" cat dog"), rows=rows)
     trainer.train()
     assert logged(trainer, "anchor/loss") == []
-    with pytest.raises(ValueError, match="Guidance: the data set needs a column `references`"):
+    with pytest.raises(ValueError, match="Guidance: a row has no reference: each needs some in the column"):
         make(kind, settings | {"anchor": 0.1}, guide=says(" cat dog"), rows=rows).train()
 
 
