@@ -1,6 +1,8 @@
 """What the tests of guidance share: models that write known words, trainers with a guide, and what a roll-out was."""
 
 import copy
+import gc
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -117,10 +119,19 @@ def make_guided(kind, tokenizer, out, guidance=None, guide=None, model=None, rew
     return trainer
 
 
+@contextmanager
+def spared():
+    """The collection of garbage that ends a run leaves out all that is imported, which would take the longest."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def make(tokenizer, tmp_path):
     """Builds a guided trainer, of which one word names the kind."""
-    return maker(tokenizer, tmp_path)
+    with spared():
+        yield maker(tokenizer, tmp_path)
 
 
 def maker(tokenizer, folder):
@@ -133,7 +144,8 @@ def maker(tokenizer, folder):
 @pytest.fixture
 def guided_by(tokenizer, tmp_path):
     """Builds a trainer with a guide of this sort, which writes its words where the learner writes others."""
-    return maker_by_sort(tokenizer, tmp_path)
+    with spared():
+        yield maker_by_sort(tokenizer, tmp_path)
 
 
 def maker_by_sort(tokenizer, folder):

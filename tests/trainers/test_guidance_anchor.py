@@ -39,12 +39,16 @@ def gradients_of(make, tokenizer, kind, anchor, **settings):
     return trainer, gradients.policy
 
 
+TWO = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}],
-    ids=["one batch", "two batches"],
-)
-@pytest.mark.parametrize("kind", KINDS)
+    ("kind", "settings"),
+    [("grpo", {}), ("grpo", TWO), ("rloo", TWO), ("ppo", TWO), pytest.param("rloo", {}, marks=slow),
+     pytest.param("ppo", {}, marks=slow)],
+    ids=str,
+)  # fmt: skip
 def test_it_adds_its_share_of_the_references_gradient(make, tokenizer, kind, settings):
     """Two optimiser steps, each with a roll-out of 8; the references are of unequal lengths."""
     _, without = gradients_of(make, tokenizer, kind, 0.0, **settings)
@@ -75,7 +79,7 @@ def test_a_rollout_of_several_steps_has_it_whole_by_their_end(make, tokenizer, k
         torch.testing.assert_close(both, 2 * value, atol=2e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ppo", *(pytest.param(kind, marks=slow) for kind in ("grpo", "rloo"))])
 def test_it_is_learnt_where_the_reward_says_nothing(make, tokenizer, kind):
     trainer = make(kind, {"mode": "drpo", "anchor": 1.0}, rows=rows_with_references(), reward=Reward(lambda ids: 0.0),
                    model=author(tokenizer, WORDS, ends=0.01), learning_rate=5e-2, max_steps=16)  # fmt: skip

@@ -204,14 +204,9 @@ def test_the_objectives_are_not_alike(guide):
             assert torch.cosine_similarity(one, other, dim=0) < 0.97
 
 
+@slow
 @pytest.mark.parametrize(
-    ("kind", "mode"),
-    [
-        ("ppo", "drpo"),
-        pytest.param("rloo", "ppo++", marks=slow),
-        pytest.param("grpo", "aggrevated", marks=slow),
-        pytest.param("ppo", "aggrevated", marks=slow),
-    ],
+    ("kind", "mode"), [("ppo", "drpo"), ("rloo", "ppo++"), ("grpo", "aggrevated"), ("ppo", "aggrevated")]
 )
 def test_training_climbs_as_high_as_the_objective_itself(letters, guide, tmp_path, kind, mode):
     """Against as many steps up the exact gradient, with the same optimiser."""

@@ -47,9 +47,10 @@ def trained(letters, tmp_path, kind, seed, guidance=None):
                          num_attention_heads=2, max_position_embeddings=16, initializer_range=0.1, bos_token_id=None,
                          eos_token_id=1, pad_token_id=0)  # fmt: skip
     torch.manual_seed(seed)
+    guide = goes_on if "guide" in (guidance or {}) else None
     rows = [{"prompt": "p", "references": [TARGET]}] * 256
     trainer = make_guided(
-        kind, letters, tmp_path / "run", guidance and guidance | FADING, goes_on, LlamaForCausalLM(config), reward,
+        kind, letters, tmp_path / "run", guidance and guidance | FADING, guide, LlamaForCausalLM(config), reward,
         rows, plain=guidance is None, eval_rows=rows, seed=seed, per_device_train_batch_size=64,
         per_device_eval_batch_size=256, num_generations_eval=1, max_completion_length=6, learning_rate=1e-2,
         entropy_coef=0.03, **SETTINGS[kind],
@@ -70,8 +71,7 @@ EITHER = {"mode": "lols", "guide": "a.module:function", "mixture": 0.5}
     ("kind", "guidance", "seed"),
     [
         *(("ppo", {"mode": "drpo"}, seed) for seed in range(3)),
-        ("grpo", GOES_ON, 0),
-        *(pytest.param("grpo", GOES_ON, seed, marks=slow) for seed in (1, 2)),
+        *(pytest.param("grpo", GOES_ON, seed, marks=slow) for seed in range(3)),
         *(pytest.param("grpo", EITHER, seed, marks=slow) for seed in range(3)),
     ],
     ids=str,
@@ -85,8 +85,14 @@ def test_who_is_guided_learns_to_write_alone(letters, tmp_path, kind, guidance, 
     assert alone > 0.3
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=slow), pytest.param(2, marks=slow)])
-@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [
+        ("ppo", 0),
+        *(pytest.param("ppo", seed, marks=slow) for seed in (1, 2)),
+        *(pytest.param("grpo", seed, marks=slow) for seed in range(3)),
+    ],
+)
 def test_who_is_not_guided_learns_nothing_in_as_many_steps(letters, tmp_path, kind, seed):
     trainer, alone = trained(letters, tmp_path, kind, seed)
     assert alone < 0.05 and max(logged(trainer, "reward")) < 0.05

@@ -106,8 +106,14 @@ def test_the_critic_sees_tokens_of_the_learner_with_the_score_at_the_last(guided
 # --- without guidance ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["ppo++", "aggrevated"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        *(("grpo", "ppo++"), ("rloo", "aggrevated"), ("ppo", "ppo++")),
+        *(pytest.param(kind, mode, marks=pytest.mark.slow)
+          for kind, mode in (("grpo", "aggrevated"), ("rloo", "ppo++"), ("ppo", "aggrevated"))),
+    ],
+)  # fmt: skip
 def test_a_probability_of_zero_is_the_trainer_without_a_guide(tokenizer, tmp_path, kind, mode):
     runs = []
     for plain in (True, False):
