@@ -183,7 +183,7 @@ def test_the_mean_gradient_is_that_of_the_objective(letters, guide, tmp_path, ki
     policy = learner()
     exact = gradient_of(objective(guidance["mode"], span, policy, guide, guidance["probability"]), policy)
     group = {"num_generations": 4} if "prefix_per" in guidance else {}
-    trainer = trainer_of(kind, letters, tmp_path, guidance, guide, 2048, max_steps=8, learning_rate=0.0,
+    trainer = trainer_of(kind, letters, tmp_path, guidance, guide, 2048, max_steps=10, learning_rate=0.0,
                          max_grad_norm=0.0, **group)  # fmt: skip
     estimates = Estimates(trainer, kind)
     trainer.train()
@@ -191,7 +191,7 @@ def test_the_mean_gradient_is_that_of_the_objective(letters, guide, tmp_path, ki
     shares = found @ exact / exact.square().sum()
     error = shares.std() / math.sqrt(len(shares))
     assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.99
-    assert abs(shares.mean() - 1) < 4 * error < 0.25
+    assert abs(shares.mean() - 1) < 4 * error < 0.3
 
 
 def test_the_objectives_are_not_alike(guide):
