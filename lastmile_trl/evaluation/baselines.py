@@ -208,4 +208,4 @@ def _text(text: str) -> Output:
 
 
 def _nothing(reason: str) -> Output:
-    return Several(f"– ({reason})", None, False, outputs=[])
+    return Several(f"– ({reason})", None, False, outputs=[], why_none=reason)

@@ -6,14 +6,16 @@
      "metrics": {NAME: {"rewarded": bool}},    # a reward of some run may have been gamed; the first is the primary one
      "results": [                              # by decoding, greedy first; in it by run, raw first
        {"run": "grpo", "decoding": "greedy", "postprocessed": false,
-        "metrics": {NAME: INTERVAL | null},               # null: no row could be scored
+        "metrics": {NAME: INTERVAL | null},
+        "missing": {NAME: reason},                        # why an INTERVAL is null
         "difference": {NAME: DIFFERENCE | null} | null,   # to the baseline's raw outputs; null for these themselves
         "difference_to_postprocessed": {...} | null}],    # to the baseline's post-processed ones; null for the baseline
      "over_seeds": [                           # recipes that were run with several seeds: entries as above, and
        {"seeds": ["grpo-0", "grpo-1"], ...}],  # the runs, whose recipe "run" names
      "examples": [                             # every row
        {"prompt": ..., "references": [...],
-        "outputs": [{"run", "decoding", "postprocessed", "text", "metrics": {NAME: number | null}}]}]}
+        "outputs": [{"run", "decoding", "postprocessed", "text", "metrics": {NAME: number | null},
+                     "samples": [...]}]}]}         # only where there are several, of which the metrics are means
 
 An INTERVAL is {"mean", "low", "high", "rows"}: a mean over that many rows with its 95 % bootstrap interval. A
 DIFFERENCE is one too, the mean over rows of run minus baseline at the same decoding, null where the baseline lacks it,
@@ -30,6 +32,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
+from lastmile_trl.evaluation.decoding import Several
 from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED, per_row
 from lastmile_trl.evaluation.postprocess import postprocess
 from lastmile_trl.evaluation.significance import (
@@ -52,10 +55,13 @@ if TYPE_CHECKING:
     from lastmile_trl.rewards import Reward
 
 DASH = "–"
+NO_VALUE = "no row has a value"
+ITSELF = "it is the baseline itself"
 KINDS = {"difference": False, "difference_to_postprocessed": True}  # of differences: is the baseline post-processed?
 
 # run, decoding, post-processed or not
 _Key = tuple[str, str, bool]
+_Variants = Mapping[_Key, "Sequence[Output]"]
 # of these by metric: one value per row
 _Values = dict[_Key, dict[str, list[float | None]]]
 
@@ -88,7 +94,7 @@ def compare(
         "rows": len(rows),
         "baseline": baseline,
         "metrics": {name: {"rewarded": name in rewarded} for name in names},
-        "results": _results(values, baseline),
+        "results": _results(values, variants, baseline),
         "over_seeds": _over_seeds(seeds or {}, values, baseline),
         "examples": [_example(number, row, variants, values) for number, row in enumerate(rows)],
     }
@@ -101,9 +107,9 @@ def table(result: Mapping[str, Any]) -> Table:
     from rich.text import Text
 
     compared, names = _has_differences(result), list(result["metrics"])
-    legend = f"{_legend(result)} ± is half an interval's width."
+    legend = [f"{_legend(result)} ± is half an interval's width.", *dashes(result)]
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    grid.caption, grid.caption_justify = Text(legend), "left"
+    grid.caption, grid.caption_justify = Text("\n".join(legend)), "left"
     grid.add_column("run", overflow="fold")
     for title in [*([_difference_title(result)] if compared else []), *(_title(name, result) for name in names)]:
         header = title.replace("/", "/\n").replace("_", "_\n")
@@ -113,7 +119,7 @@ def table(result: Mapping[str, Any]) -> Table:
         grid.add_row(Text(decoding, style="bold"))
         for entry in entries:
             cells = [_cell(entry["metrics"].get(name), _with_margin, arrow(entry, name)) for name in names]
-            difference = [_cell(_primary_difference(entry, result), _in_lines)] if compared else []
+            difference = [_difference_cell(entry, result, _in_lines)] if compared else []
             details = label(entry).removeprefix(entry["run"]).replace("post-", "post-\n")
             grid.add_row(*map(Text, (entry["run"] + details, *difference, *cells)))
     return grid
@@ -126,12 +132,56 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [header + [_title(name, result) for name in names]]
     for decoding, entries in by_decoding(result).items():
         for entry in entries:
-            difference = [_cell(_primary_difference(entry, result), _with_p)] if compared else []
+            difference = [_difference_cell(entry, result, _with_p)] if compared else []
             cells = [_cell(entry["metrics"].get(name), _with_interval, f" {arrow(entry, name)}") for name in names]
             lines.append([label(entry), decoding, *difference, *map(str.strip, cells)])
     header, *body = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines]
     ruler = f"| --- | --- |{' ---: |' * (len(lines[0]) - 2)}"
-    return "\n".join([header, ruler, *body, "", _legend(result)]).replace("*", r"\*") + "\n"
+    below = "\n".join(["", _legend(result), *(f"\n{said}" for said in dashes(result))])
+    return "\n".join([header, ruler, *body, below]).replace("*", r"\*") + "\n"
+
+
+def dashes(result: Mapping[str, Any]) -> list[str]:
+    """What the dashes of a table mean, a line for each reason.
+
+    >>> entry = {"run": "lead", "decoding": "greedy", "postprocessed": False, "difference": None}
+    >>> entry |= {"metrics": {"rouge/rougeL": None, "words": None}, "missing": {}}
+    >>> dashes({"metrics": dict.fromkeys(entry["metrics"]), "results": [entry]})
+    ['– no row has a value: all metrics of lead']
+    """
+    entries = [entry for entries in by_decoding(result).values() for entry in entries]
+    decodings = _grouped((label(entry), entry["decoding"]) for entry in entries)
+    cells = _grouped(
+        ((reason, label(entry), what), entry["decoding"])
+        for entry in entries
+        for what, reason in _missing(entry, result).items()
+    )
+    whats = _grouped(
+        ((reason, name if at == decodings[name] else f"{name} ({', '.join(at)})"), what)
+        for (reason, name, what), at in cells.items()
+    )
+    places = _grouped(
+        ((reason, "all metrics" if {*result["metrics"]} <= {*what} else ", ".join(what)), place)
+        for (reason, place), what in whats.items()
+    )
+    lines = _grouped((reason, f"{what} of {' and '.join(where)}") for (reason, what), where in places.items())
+    return [f"{DASH} {reason}: {'; '.join(where)}" for reason, where in lines.items()]
+
+
+def _missing(entry: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
+    """Why there is nothing to show, by what the tables would show."""
+    missing = {name: why_no_value(entry, name) for name in result["metrics"] if entry["metrics"].get(name) is None}
+    if _has_differences(result) and not _primary_difference(entry, result):
+        reason = why_no_difference(entry, "difference", _primary(result), result)
+        missing |= {} if reason == ITSELF else {_difference_title(result): reason}
+    return missing
+
+
+def _grouped(pairs: Iterable[tuple[Any, str]]) -> dict[Any, list[str]]:
+    groups: dict[Any, list[str]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 def answer(result: Mapping[str, Any]) -> str:
@@ -188,6 +238,38 @@ def moved(difference: Mapping[str, Any] | None) -> str | None:
     if difference is None or not Difference(**difference).shown:
         return None
     return "higher" if difference["mean"] > 0 else "lower"
+
+
+def why_no_value(entry: Mapping[str, Any], metric: str) -> str:
+    """Why a run has no value of a metric; files of before it was kept do not say more than that.
+
+    >>> why_no_value({"missing": {"rouge/rougeL": "the row has a single reference"}}, "rouge/rougeL")
+    'the row has a single reference'
+    """
+    return entry.get("missing", {}).get(metric, NO_VALUE)
+
+
+def why_no_difference(entry: Mapping[str, Any], kind: str, metric: str, result: Mapping[str, Any]) -> str:
+    """Why a run has no difference of a kind, `difference` or `difference_to_postprocessed`, on a metric.
+
+    >>> entry = {"run": "sft", "decoding": "greedy", "postprocessed": False, "difference": None}
+    >>> why_no_difference(entry, "difference", "rouge/rougeL", {"baseline": "sft", "results": [entry]})
+    'it is the baseline itself'
+    """
+    baseline = result["baseline"]
+    if baseline in entry.get("seeds", [entry["run"]]):
+        return ITSELF
+    if kind != "difference" and not any(of["run"] == baseline and of["postprocessed"] for of in result["results"]):
+        return f"{baseline} was not post-processed"
+    at = [of for of in result["results"] if (of["run"], of["decoding"]) == (baseline, entry["decoding"])]
+    base = next((of for of in at if of["postprocessed"] == KINDS[kind]), None)
+    if base is None:
+        return f"{baseline} has no {entry['decoding']} outputs"
+    if entry["metrics"].get(metric) is None:
+        return why_no_value(entry, metric)
+    if base["metrics"].get(metric) is None:
+        return f"of {baseline}, {why_no_value(base, metric)}"
+    return "fewer than two rows have a value for both"
 
 
 def outcome(difference: Difference) -> str:
@@ -247,17 +329,8 @@ def _variants(
     return variants
 
 
-def _results(values: _Values, baseline: str) -> list[dict[str, Any]]:
-    entries = [
-        {
-            "run": run,
-            "decoding": decoding,
-            "postprocessed": processed,
-            "metrics": {name: _json(interval(of_rows)) for name, of_rows in values[run, decoding, processed].items()},
-            **{kind: _difference((run, decoding, processed), kind, values, baseline) for kind in KINDS},
-        }
-        for run, decoding, processed in values
-    ]
+def _results(values: _Values, variants: _Variants, baseline: str) -> list[dict[str, Any]]:
+    entries = [_entry(key, values, variants[key], baseline) for key in values]
     tested = [
         (entry[kind][name], minus(of_rows, values[baseline, entry["decoding"], KINDS[kind]][name]))
         for entry, of_run in zip(entries, values.values(), strict=True)
@@ -269,6 +342,25 @@ def _results(values: _Values, baseline: str) -> list[dict[str, Any]]:
     for (difference, _), p in zip(tested, p_values, strict=True):
         difference["p"] = p
     return _corrected(entries)
+
+
+def _entry(key: _Key, values: _Values, outputs: Sequence[Output], baseline: str) -> dict[str, Any]:
+    run, decoding, processed = key
+    metrics = {name: _json(interval(of_rows)) for name, of_rows in values[key].items()}
+    return {
+        "run": run,
+        "decoding": decoding,
+        "postprocessed": processed,
+        "metrics": metrics,
+        "missing": {name: _why_none(outputs) for name, estimate in metrics.items() if estimate is None},
+        **{kind: _difference(key, kind, values, baseline) for kind in KINDS},
+    }
+
+
+def _why_none(outputs: Sequence[Output]) -> str:
+    """What the outputs themselves say, where they all do."""
+    said = [getattr(output, "why_none", None) for output in outputs]
+    return " or ".join(dict.fromkeys(said)) if all(said) else NO_VALUE
 
 
 def _difference(key: _Key, kind: str, values: _Values, baseline: str) -> dict[str, dict | None] | None:
@@ -309,6 +401,11 @@ def _over_seeds(seeds: Mapping[str, Sequence[str]], values: _Values, baseline: s
                 metric: _json((found := over_seeds([values[key][metric] for key in keys])) and _plain(found))
                 for metric in values[keys[0]]
             }
+            entry["missing"] = {
+                metric: _why_none_over_seeds([values[key][metric] for key in keys])
+                for metric, estimate in entry["metrics"].items()
+                if estimate is None
+            }
             for kind, processed in KINDS.items():
                 bases = [(run, decoding, processed) for run in of_baseline if (run, decoding, processed) in values]
                 known = bases and not set(runs) & set(of_baseline)
@@ -330,6 +427,11 @@ def _difference_over_seeds(keys: Sequence[_Key], bases: Sequence[_Key], values: 
     return differences
 
 
+def _why_none_over_seeds(of_seeds: Sequence[Sequence[float | None]]) -> str:
+    valueless = all(value is None for of_rows in of_seeds for value in of_rows)
+    return NO_VALUE if valueless else "fewer than two rows have a value for every seed"
+
+
 def _plain(difference: Difference) -> Interval:
     """Without what says whether it is 0, which nobody asks of a mean."""
     return Interval(difference.mean, difference.low, difference.high, difference.rows)
@@ -339,7 +441,7 @@ def _json(estimate: Interval | None) -> dict[str, Any] | None:
     return None if estimate is None else asdict(estimate)
 
 
-def _example(number: int, row: Mapping[str, Any], variants: Mapping, values: _Values) -> dict[str, Any]:
+def _example(number: int, row: Mapping[str, Any], variants: _Variants, values: _Values) -> dict[str, Any]:
     outputs = [
         {
             "run": run,
@@ -347,10 +449,18 @@ def _example(number: int, row: Mapping[str, Any], variants: Mapping, values: _Va
             "postprocessed": processed,
             "text": texts[number].text,
             "metrics": {name: of_rows[number] for name, of_rows in values[run, decoding, processed].items()},
+            **_samples(texts[number]),
         }
         for (run, decoding, processed), texts in variants.items()
     ]
     return {"prompt": row["prompt"], "references": list(row["references"]), "outputs": outputs}
+
+
+def _samples(output: Output) -> dict[str, list[str]]:
+    """The texts of several samples; what is held against references of its own is no sample."""
+    if not isinstance(output, Several) or len(output.outputs) < 2 or output.references:
+        return {}
+    return {"samples": [each.text for each in output.outputs]}
 
 
 def _primary(result: Mapping[str, Any]) -> str:
@@ -367,6 +477,14 @@ def _has_differences(result: Mapping[str, Any]) -> bool:
 
 def _primary_difference(entry: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return (entry["difference"] or {}).get(_primary(result))
+
+
+def _difference_cell(entry: Mapping[str, Any], result: Mapping[str, Any], form: Callable[[Difference], str]) -> str:
+    """The difference on the primary metric; what all are held against says so."""
+    difference = _primary_difference(entry, result)
+    if difference is None and why_no_difference(entry, "difference", _primary(result), result) == ITSELF:
+        return "baseline"
+    return _cell(difference, form)
 
 
 def _title(name: str, result: Mapping[str, Any]) -> str:

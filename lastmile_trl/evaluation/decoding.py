@@ -34,6 +34,7 @@ class Several(Output):
 
     outputs: list[Output]
     references: list[list[str]] | None = None
+    why_none: str | None = None  # there are no outputs
 
 
 def decode(

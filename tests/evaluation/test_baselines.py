@@ -114,7 +114,8 @@ def test_a_reward_that_does_not_say_so_cannot_see_the_references():
 def test_a_row_whose_samples_have_no_reward_shows_none():
     best = one({"best_of_n": {"n": 2, "rewards": ["tests.evaluation.test_baselines:nothing"]}})
     [shown] = best.outputs([samples("a", "b")], [{"prompt": "p", "references": ["a"]}], best.built)
-    assert shown == Several("– (no sample has a reward)", None, False, outputs=[])
+    reason = "no sample has a reward"
+    assert shown == Several(f"– ({reason})", None, False, outputs=[], why_none=reason)
 
 
 @pytest.mark.parametrize(

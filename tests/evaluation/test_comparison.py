@@ -12,8 +12,16 @@ from rich.console import Console
 
 from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation import comparison
-from lastmile_trl.evaluation.comparison import answer, compare, markdown, table
-from lastmile_trl.evaluation.decoding import Output
+from lastmile_trl.evaluation.comparison import (
+    answer,
+    compare,
+    dashes,
+    markdown,
+    table,
+    why_no_difference,
+    why_no_value,
+)
+from lastmile_trl.evaluation.decoding import Output, Several
 from lastmile_trl.evaluation.significance import over_seeds
 from lastmile_trl.rewards import Reward, build
 
@@ -142,6 +150,92 @@ def test_rows_that_cannot_be_scored():
     difference = "2.000 [2.000, 2.000], no difference shown, p = 1.000"
     assert f"| b | greedy | {difference} | 3.667 [3.000, 4.000] | – | 4.000" in markdown(result)
     assert "–" in printed(result)
+
+
+# dashes and their reasons
+
+
+def nothing(*reasons):
+    return {"greedy": [Several(f"– ({reason})", None, False, outputs=[], why_none=reason) for reason in reasons]}
+
+
+def test_every_value_that_is_missing_says_why():
+    given = {
+        "sft": {"greedy": outputs("1/-", "2/-")},
+        "empty": nothing("no source", "no source"),
+        "both": nothing("no source", "one reference"),
+        "some": {"greedy": [*nothing("no source")["greedy"], *outputs("-/-")]},
+    }
+    metrics = [numbers("m"), numbers("never", 1)]
+    result = compare(given, rows(2), metrics, rewarded=set(), postprocessed=["empty"])
+    sft, empty, processed, both, some = result["results"]
+    assert sft["missing"] == {"never": "no row has a value"}
+    assert empty["missing"] == processed["missing"] == dict.fromkeys(result["metrics"], "no source")
+    assert set(both["missing"].values()) == {"no source or one reference"}
+    assert some["missing"] == {"m": "no row has a value", "never": "no row has a value"}, "its words are known"
+    assert why_no_value(empty, "m") == "no source"
+    del empty["missing"]  # as in older files
+    assert why_no_value(empty, "m") == "no row has a value"
+
+
+def test_every_difference_that_is_missing_says_why():
+    given = {
+        "sft": {"greedy": outputs("1/-", "-/-"), "sampled": outputs("1/-", "1/-")},
+        "grpo": {"greedy": outputs("-/1", "-/1"), "sampled": outputs("1/1", "-/1"), "beams": outputs("1/1", "1/1")},
+    }
+    metrics = [numbers("m"), numbers("other", 1)]
+    result = compare(given, rows(2), metrics, rewarded=set())
+    entries = {(entry["run"], entry["decoding"]): entry for entry in result["results"]}
+
+    def why(run, decoding, metric="m", kind="difference", result=result):
+        entry = entries[run, decoding]
+        assert (entry[kind] or {}).get(metric) is None
+        return why_no_difference(entry, kind, metric, result)
+
+    assert why("sft", "greedy") == why("sft", "sampled", "other") == "it is the baseline itself"
+    assert why("grpo", "beams") == "sft has no beams outputs"
+    assert why("grpo", "greedy") == "no row has a value"
+    assert why("grpo", "greedy", "other") == "of sft, no row has a value"
+    assert why("grpo", "sampled") == "fewer than two rows have a value for both"
+    post = "difference_to_postprocessed"
+    assert why("sft", "greedy", kind=post) == "it is the baseline itself"
+    assert why("grpo", "greedy", kind=post) == "sft was not post-processed"
+    result = compare(given, rows(2), metrics, rewarded=set(), postprocessed=["sft"])
+    entries = {(entry["run"], entry["decoding"]): entry for entry in result["results"] if not entry["postprocessed"]}
+    assert why("grpo", "beams", kind=post, result=result) == "sft has no beams outputs"
+    assert why("grpo", "greedy", "other", post, result) == "of sft, no row has a value"
+
+
+def test_below_the_tables_every_dash_is_explained_once():
+    given = {
+        "sft": {"greedy": outputs("1/-", "2/-"), "sampled": outputs("1/-", "2/-")},
+        "grpo": {"greedy": outputs("1/-", "2/-"), "sampled": outputs("-/-", "-/-"), "beams": outputs("1/1", "1/1")},
+        "reference": nothing("one reference", "one reference"),
+    }
+    result = compare(given, rows(2), [numbers("m"), numbers("never", 1)], rewarded=set())
+    expected = [
+        "– no row has a value: never of sft and grpo (greedy, sampled); m, m minus sft of grpo (sampled)",
+        "– one reference: all metrics of reference",
+        "– sft has no beams outputs: m minus sft of grpo (beams)",
+    ]
+    assert dashes(result) == expected
+    assert all(f"\n\n{line}\n" in markdown(result) for line in expected)
+    assert all(line in " ".join(printed(result).split()) for line in expected)
+    assert dashes(compare(two_runs(), rows(2), [numbers("m")], rewarded=set(), postprocessed=["sft"])) == []
+
+
+def test_only_several_samples_are_listed():
+    first, second = outputs("1", "2")
+    of_references = Several(first.text, None, True, outputs=[first, second], references=[["a"], ["b"]])
+    given = {
+        "sampled": {"sampled": [Several(first.text, [3], True, outputs=[first, second]), second]},
+        "reference": {"sampled": [of_references, Several(first.text, None, True, outputs=[first])]},
+    }
+    examples = compare(given, rows(2), [numbers("m")], rewarded=set())["examples"]
+    [sampled, reference] = examples[0]["outputs"]
+    assert sampled["samples"] == ["1 and so on.", "2 and so on."] and sampled["text"] == "1 and so on."
+    assert sampled["metrics"]["m"] == 1.5
+    assert not any("samples" in output for output in [reference, *examples[1]["outputs"]])
 
 
 @pytest.mark.parametrize(
@@ -375,7 +469,7 @@ def test_the_statistics_of_a_large_comparison_take_little_time():
         for run in range(4)
     }
     start = time.process_time()
-    found = comparison._results(values, "run-0")
+    found = comparison._results(values, dict.fromkeys(values, ()), "run-0")
     assert time.process_time() - start < 10
     assert len(found) == 8 and found[1]["difference"]["m11"]["p_adjusted"] > 0
 
@@ -441,6 +535,23 @@ def test_one_run_as_baseline_and_no_baseline_at_this_decoding():
     assert "grpo, 3 seeds" in printed(result)
 
 
+def test_what_is_missing_over_seeds_says_why():
+    given, seeds = three_seeds()
+    given["grpo-0"] = {"greedy": outputs("1/-", "-/-", "1/-", "-/-")}
+    given["grpo-1"] = {"greedy": outputs("-/-", "1/-", "1/-", "-/-")}
+    given["grpo-2"] = {"greedy": outputs("1/-", "1/-", "1/-", "-/-")}
+    given |= {name: {"greedy": outputs(*["1/-"] * 4)} for name in seeds["sft"]}
+    result = compare(given, rows(4), [numbers("m"), numbers("never", 1)], rewarded=set(), seeds=seeds)
+    sft, grpo = result["over_seeds"]
+    assert sft["missing"] == {"never": "no row has a value"}
+    assert grpo["missing"] == {
+        "m": "fewer than two rows have a value for every seed",
+        "never": "no row has a value",
+    }
+    assert why_no_difference(sft, "difference", "m", result) == "it is the baseline itself"
+    assert why_no_difference(grpo, "difference", "m", result) == "fewer than two rows have a value for every seed"
+
+
 def test_a_recipe_over_its_seeds_is_in_all_that_is_said():
     given, seeds = three_seeds()
     result = compare(given, rows(4), [numbers("m")], rewarded=set(), seeds=seeds)
@@ -459,7 +570,7 @@ def test_the_page_names_all_there_is():
     result = compare(given, rows(4), [numbers("m")], rewarded=set(), postprocessed=["sft-0"], seeds=seeds)
     page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
     entry, example = result["over_seeds"][1], result["examples"][0]
-    for part in (result, entry, entry["difference"]["m"], example, example["outputs"][0]):
+    for part in (result, entry, entry["difference"]["m"], example, example["outputs"][0], {"samples": []}):
         for key in part:
             assert f'"{key}"' in page, key
     assert f'"version": {result["version"]}' in page and f'"version": {result["version"]}' in comparison.__doc__
@@ -480,7 +591,7 @@ def test_the_table_shows_runs_by_decoding_with_the_primary_difference_first():
     assert first_words == ["greedy", "sft", "grpo", "grpo,", "sampled", "sft", "grpo", "grpo,"]
     assert "m* minus sft" in text
     assert re.search(r"^grpo +0.250 \[0.250, 0.250\] +0.750 +4.000 +1.000 +1.000 +0.000$", text, re.MULTILINE)
-    assert re.search(r"^sft +– +0.500 ", text, re.MULTILINE)
+    assert re.search(r"^sft +baseline +0.500 ", text, re.MULTILINE)
     assert "±0.250" in text
     assert "Means over 2 held-out rows with 95 % bootstrap intervals. * was a reward in training." in " ".join(
         text.split()
@@ -519,7 +630,7 @@ def test_markdown_by_hand():
     assert markdown(result).splitlines()[:5] == [
         r"| run | decoding | m\* minus sft | m\* | words | length_ratio | ended | repeated_3grams |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| sft | greedy | – | 0.500 [0.250, 0.750] | 4.000 [4.000, 4.000] | 1.000 [1.000, 1.000] "
+        "| sft | greedy | baseline | 0.500 [0.250, 0.750] | 4.000 [4.000, 4.000] | 1.000 [1.000, 1.000] "
         "| 1.000 [1.000, 1.000] | 0.000 [0.000, 0.000] |",
         "| grpo | greedy | 0.250 [0.250, 0.250], no difference shown, p = 1.000 "
         "| 0.750 [0.500, 1.000] | 4.000 [4.000, 4.000] | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] "
