@@ -10,7 +10,7 @@ from .evaluation.alarm import Alarm
 from .evaluation.decoding import Output
 from .evaluation.metrics import per_row, totals
 from .rewards import Reward
-from .run_folder import add_history, history, keep_outputs, kept_outputs, write_history
+from .run_folder import add_history, history, keep_outputs, kept_outputs, training_begins, write_history
 from .screen import note
 
 
@@ -41,9 +41,10 @@ class History(TrainerCallback):
         self.run = run
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Forget what was logged after the checkpoint: it is logged again."""
+        """Forget what was logged after the checkpoint, which is logged again; say how far it goes."""
         if state.is_world_process_zero:
             write_history(self.run, [row for row in history(self.run) if row["step"] <= state.global_step])
+            training_begins(self.run, state.global_step, state.max_steps)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Add a line."""

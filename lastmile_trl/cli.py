@@ -29,6 +29,7 @@ EXAMPLES = """examples:
 
 
 BARS = 21  # of a distribution
+WATCH_EVERY = 10.0  # seconds
 ROWS_SHOWN = 20  # up to so many rows are printed one by one; --json prints any number
 
 
@@ -139,8 +140,16 @@ def _parser() -> argparse.ArgumentParser:
         help="exit with 1 unless the last run's greedy outputs reach this; RUN:METRIC<NUMBER names a run; repeatable",
     )
 
-    report = command("report", _report, "rebuild report.html from what a run folder holds")
-    report.add_argument("run", nargs="+", type=Path)
+    report = command("report", _report, "rebuild report.html from what a run folder holds, or watch a run train")
+    report.add_argument("run", nargs="*", type=Path)
+    report.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds_or_run,
+        const=WATCH_EVERY,
+        metavar="SECONDS",
+        help=f"renew the page every few seconds (default {WATCH_EVERY:.0f}) until the run is done",
+    )
 
     generate = command("generate", _generate, "try a run or a model")
     generate.add_argument("run", type=Path)
@@ -171,6 +180,14 @@ def _add_launch_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_processes", type=int)
     parser.add_argument("--force", action="store_true", help="run again what is finished, replace what is there")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipes and the exact commands")
+
+
+def _seconds_or_run(word: str) -> float | Path:
+    """What stands after `--watch`: seconds, or already a run."""
+    try:
+        return float(word)
+    except ValueError:
+        return Path(word)
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -529,21 +546,49 @@ def _evaluate(words: argparse.Namespace) -> int:
 
 
 def _report(words: argparse.Namespace) -> int:
+    from .run_folder import stored_recipe
+
+    watches, runs, seconds = words.watch is not None, words.run, words.watch
+    if isinstance(seconds, Path):
+        runs, seconds = [seconds, *runs], WATCH_EVERY
+    if not runs:
+        raise InputError("Which run? Name its folder, as in `lastmile report runs/my_task/grpo`.")
+    if watches and not 0 < seconds < math.inf:
+        raise InputError(f"--watch {seconds}: the seconds between two looks must be more than 0.")
+    for run in runs:
+        stored = stored_recipe(run)
+        if stored is None:
+            raise InputError(f"{run} holds no recipe.yaml, so it is no run to report on: name a run's folder.")
+        if stored.method == "pairs":
+            raise InputError(f"{run} holds pairs, which have no report: look at the rows of its jsonl files.")
+        if not watches and not (run / "evaluation.json").exists():
+            raise InputError(
+                f"{run} has no evaluation.json to report on, as it has not finished: "
+                f"`lastmile report {run} --watch` shows how it goes."
+            )
+    if watches:
+        from .evaluation.live import watch
+
+        watch(runs, seconds, _write_report)
+    else:
+        for run in runs:
+            _write_report(run)
+    return 0
+
+
+def _write_report(run: Path) -> None:
+    """The page of a run that was evaluated, which is said to stand there."""
     from .evaluation import acceptance, report
     from .recipe import short_names
     from .run_folder import alarms, history, stored_recipe
 
-    for run in words.run:
-        stored = stored_recipe(run)
-        if stored is None or not (run / "evaluation.json").exists():
-            raise InputError(f"{run} holds no recipe.yaml and evaluation.json to report on: is it a finished run?")
-        result = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-        runs = short_names(stored.evaluation.runs) if stored.method == "evaluate" else {run.name: run}
-        histories = {name: history(path) for name, path in runs.items()}
-        notes = [*alarms(runs), *stored.evaluation.notes]
-        write = acceptance.write_page if stored.method == "reward" else report.write_report
-        _print(str(write(result, histories, run / "report.html", notes)))
-    return 0
+    stored = stored_recipe(run)
+    result = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    runs = short_names(stored.evaluation.runs) if stored.method == "evaluate" else {run.name: run}
+    histories = {name: history(path) for name, path in runs.items()}
+    notes = [*alarms(runs), *stored.evaluation.notes]
+    write = acceptance.write_page if stored.method == "reward" else report.write_report
+    _print(str(write(result, histories, run / "report.html", notes)))
 
 
 def _generate(words: argparse.Namespace) -> int:

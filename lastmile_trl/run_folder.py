@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import preflight, rewards
 from .errors import InputError
+from .files import write_whole
 from .recipe import Recipe, load
 
 if TYPE_CHECKING:
@@ -22,9 +23,17 @@ PACKAGES = ("lastmile-trl", "trl", "transformers", "torch", "peft", "accelerate"
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """The logged steps of a run, and the alarms between them."""
+    """The logged steps of a run, and the alarms between them; without a line that is just being written."""
     file = run / "history.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith("\n"):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{file}, line {number} is damaged: delete that line.") from error
+    return rows
 
 
 def stored_recipe(run: Path) -> Recipe | None:
@@ -34,7 +43,7 @@ def stored_recipe(run: Path) -> Recipe | None:
 
 def write_history(run: Path, rows: list[dict[str, Any]]) -> None:
     """Replace the history."""
-    (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_whole(run / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def add_history(run: Path, row: dict[str, Any]) -> None:
@@ -71,10 +80,17 @@ def write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
             "rewards": sorted(reward.name for reward in rewards.build(recipe.rewards)),
         }
     environment.pop("finished", None)
-    file = recipe.run / "environment.json"
-    beside = file.with_suffix(".new")
-    beside.write_text(json.dumps({**more, **environment}, indent=1), encoding="utf-8")
-    beside.replace(file)
+    _write_environment(recipe.run, {**more, **environment})
+
+
+def training_begins(run: Path, step: int, steps: int) -> None:
+    """Say in `environment.json` when training began, at which step and for how many, until the run is trained."""
+    begins = {"began": now(), "from_step": step, "steps": steps}
+    _write_environment(run, {**environment_of(run), "training": begins})
+
+
+def _write_environment(run: Path, environment: dict[str, Any]) -> None:
+    write_whole(run / "environment.json", json.dumps(environment, indent=1))
 
 
 def environment_of(run: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import data as data_module
 from . import models, preflight, rewards
 from .errors import InputError, RunError
+from .files import write_whole
 from .outputs import (
     bar,
     decodings,
@@ -525,7 +526,7 @@ def _write_comparison(
     result["corpus"] = corpus_metrics(outputs, rows, source_column(recipe.data))
     if recipe.evaluation.likelihood:
         _add_likelihoods(result["corpus"], recipe, outputs, runs, rows)
-    (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_whole(recipe.run / "evaluation.json", json.dumps(result, indent=1))
     histories = {name: history(run) for name, run in runs.items()}
     write_report(result, histories, recipe.run / "report.html", [*notes, *alarms(runs), *recipe.evaluation.notes])
     return result
@@ -582,7 +583,7 @@ def _accept(recipe: Recipe, rows: data_module.Rows) -> None:
             ]  # fmt: skip
     metric = first[0].name if first else None
     result = acceptance.acceptance(scored, samples, metric=metric, require=recipe.preferences.require)
-    (recipe.run / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_whole(recipe.run / "evaluation.json", json.dumps(result, indent=1))
     histories = {recipe.run.name: history(recipe.run)}
     acceptance.write_page(result, histories, recipe.run / "report.html", recipe.evaluation.notes)
     if result["failures"]:

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lastmile_trl import outputs, run_folder, train
+from lastmile_trl import cli, outputs, run_folder, train
 from lastmile_trl.errors import InputError, RunError
 from lastmile_trl.recipe import Recipe
 
@@ -110,6 +113,57 @@ def test_the_reward_rises(recipe, method):
     train.run(stage)
     rewards = [row["reward"] for row in history(stage) if "reward" in row]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.08
+
+
+def slowly(completions, **columns):
+    """A reward that takes its time, so that a look falls between two steps."""
+    time.sleep(0.1)
+    return [float(len(text)) for text in completions]
+
+
+def test_a_watched_run_is_shown_from_its_first_step_to_its_report(recipe, capsys):
+    rewarded = ["tests.test_train:slowly"]
+    stage = recipe("grpo", rewards=rewarded, training={"max_steps": 6}, evaluation={"every": 3})
+    page, codes, versions = stage.run / "report.html", [], []
+
+    def report(*words):
+        with pytest.raises(SystemExit) as left:
+            cli.main(["report", str(stage.run), *words])
+        return left.value.code
+
+    def watching():
+        while not (stage.run / "environment.json").exists():
+            time.sleep(0.01)
+        codes.append(report("--watch", "0.02"))
+
+    def reading():
+        while not codes:
+            text = page.read_text() if page.exists() else ""
+            if text and text not in versions[-1:]:
+                versions.append(text)
+            time.sleep(0.005)
+
+    threads = [threading.Thread(target=each) for each in (watching, reading)]
+    for thread in threads:
+        thread.start()
+    train.run(stage)
+    for thread in threads:
+        thread.join(60)
+    assert codes == [0] and capsys.readouterr().out.strip() == str(page)
+    assert all(text.rstrip().endswith("</html>") for text in versions)
+    during = {}
+    for text in versions:
+        if found := re.search(r"<title>run: step (\d) of 6</title>", text):
+            during[int(found[1])] = text
+    assert list(during) == sorted(during) and {0, 5} <= during.keys()
+    assert "Running. " in during[5] and " s a step, about " in during[5] and "<td>5</td>" in during[5]
+    assert "eval_rouge/rougeL</th>" in during[5] and "rewards/slowly/mean</figcaption>" in during[5]
+    assert "training" not in run_folder.environment_of(stage.run)
+    last = page.read_text()
+    assert "refresh" not in last and "held-out rows, baseline run" in last
+    for words in ([], ["--watch"]):
+        page.unlink()
+        assert report(*words) == 0 and page.read_text() == last
 
 
 def test_a_gamed_reward_raises_an_alarm(recipe, capsys):

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED
+from lastmile_trl.files import write_whole
 
 COLOURS = 7
 POINTS = 80
@@ -95,7 +96,7 @@ def fill(template: str, path: Path, **content: object) -> Path:
     page = environment.get_template(template).render(content)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(page.encode("utf-8", errors="replace"))
+    write_whole(path, page)
     return path
 
 
@@ -237,25 +238,26 @@ def curves(histories: dict[str, list[dict]], slots: dict[str, int]) -> dict:
     """One panel per logged quantity worth a look, one line per run in it."""
     keys = dict.fromkeys(key for rows in histories.values() for row in rows for key in row)
     panels, drawn = [], set()
-    for key in _in_order(keys):
-        series = {run: points for run, rows in histories.items() if (points := _points(rows, key))}
+    for key in in_order(keys):
+        series = {run: points for run, rows in histories.items() if (points := points_of(rows, key))}
         if series:
             panels.append(_panel(key, series, slots))
             drawn.update(series)
     return {"panels": panels, "runs": [{"name": run, "slot": slots[run]} for run in histories if run in drawn]}
 
 
-def _in_order(keys: Iterable[str]) -> list[str]:
+def in_order(keys: Iterable[str]) -> list[str]:
     """The keys worth a panel, in reading order.
 
-    >>> _in_order(["loss", "eval_runtime", "grad_norm", "eval_words", "reward", "rewards/length/std"])
+    >>> in_order(["loss", "eval_runtime", "grad_norm", "eval_words", "reward", "rewards/length/std"])
     ['reward', 'eval_words', 'loss']
     """
     kept = [key for key in keys if key == "reward_std" or not any(fnmatchcase(key, p) for p in UNINTERESTING)]
     return list(dict.fromkeys(key for pattern in CURVES for key in kept if fnmatchcase(key, pattern)))
 
 
-def _points(rows: list[dict], key: str) -> list[tuple[float, float]]:
+def points_of(rows: list[dict], key: str) -> list[tuple[float, float]]:
+    """The steps at which a finite number was logged under the key, with that number."""
     return [
         (step, value)
         for row in rows

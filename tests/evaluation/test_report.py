@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -297,34 +296,11 @@ def test_importing_it_loads_nothing_heavy():
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A headless Chromium that shows the report of 300 examples, and says what its console said."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver on the PATH (Debian: chromium, chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, part of the dev extra")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(argument)
+def browser(chromium, tmp_path_factory):
+    """Chromium that shows the report of 300 examples."""
     path = write_report(result(rows=300), histories(), tmp_path_factory.mktemp("report") / "report.html", ["A note."])
-    session = webdriver.Chrome(options=options, service=Service(driver))
-    session.report = path.as_uri()
-    yield session
-    session.quit()
+    chromium.report = path.as_uri()
+    return chromium
 
 
 @pytest.fixture

@@ -1,0 +1,208 @@
+"""The page of a run that trains: real runs, real processes, a real browser."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from lastmile_trl import cli, run_folder
+from lastmile_trl.errors import InputError
+from lastmile_trl.evaluation import live
+
+BEGAN = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+START = BEGAN.timestamp()
+RECIPE = """
+method: grpo
+model: {model_name_or_path: x}
+data: {path: x, prompt: "{source} =>", references: target}
+rewards: [rouge]
+"""
+
+
+def clock(seconds):
+    return datetime.fromtimestamp(START + seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of 300 steps that began at noon, at step 0; `log` writes a line, some seconds later."""
+    run = tmp_path / "grpo"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(RECIPE)
+    begin(run)
+
+    def log(step, seconds, **values):
+        run_folder.add_history(run, {"step": step, **values})
+        os.utime(run / "history.jsonl", (START + seconds,) * 2)
+
+    return run, log
+
+
+def begin(run, step=0, seconds=0.0, **more):
+    began = datetime.fromtimestamp(START + seconds, UTC).isoformat()
+    training = {"began": began, "from_step": step, "steps": 300}
+    (run / "environment.json").write_text(json.dumps({"training": training, **more}))
+    os.utime(run / "environment.json", (START + seconds,) * 2)
+
+
+def test_the_pace_and_the_time_left_are_those_since_training_began(folder):
+    run, log = folder
+    log(0, 20, **{"eval_words": 12.0})
+    log(50, 100, reward=0.25, loss=0.5)
+    log(100, 240, reward=0.5, loss=0.125)
+    shown = live.look(run, "grpo", START + 250)
+    # 100 steps took 240 s, the looks at held-out rows among them; the 200 that are left take 480 s.
+    assert (shown["step"], shown["steps"], shown["pace"]) == (100, 300, "2.40 s a step")
+    assert shown["left"] == f"about 8 min left, until {clock(720)}"
+    assert (shown["state"], shown["written"]) == ("Running", clock(240))
+    assert shown["values"] == [
+        {"name": "reward", "first": "0.250", "last": "0.500", "step": "100"},
+        {"name": "eval_words", "first": "12.0", "last": "12.0", "step": "0"},
+        {"name": "loss", "first": "0.500", "last": "0.125", "step": "100"},
+    ]
+    assert [panel["name"] for panel in shown["curves"]["panels"]] == ["reward", "eval_words", "loss"]
+
+
+def test_a_run_that_goes_on_is_as_fast_as_since_then(folder):
+    run, log = folder
+    log(50, 900)
+    begin(run, step=50, seconds=1000)
+    log(60, 1030)
+    shown = live.look(run, "grpo", START + 1030)
+    assert (shown["pace"], shown["left"]) == ("3.00 s a step", f"about 12 min left, until {clock(1030 + 720)}")
+
+
+def test_before_the_first_line_there_is_no_pace(folder):
+    run, _ = folder
+    shown = live.look(run, "sft", START + 1)
+    assert (shown["step"], shown["steps"], shown["pace"], shown["left"]) == (0, 300, None, None)
+    (run / "environment.json").write_text("{}")
+    assert live.look(run, "sft", START + 1) is None
+
+
+@pytest.mark.parametrize(("seconds", "running"), [(240 + 600, True), (240 + 601, False)])
+def test_a_run_that_writes_nothing_for_ten_minutes_is_not_called_running(folder, seconds, running):
+    run, log = folder
+    log(50, 120)
+    log(100, 240)
+    assert (live.look(run, "grpo", START + seconds)["state"] == "Running") is running
+
+
+@pytest.mark.parametrize(("seconds", "running"), [(800 + 2000, True), (800 + 2001, False)])
+def test_nor_is_a_slow_run_after_five_times_its_usual_time(folder, seconds, running):
+    run, log = folder
+    log(1, 400)
+    log(2, 800)
+    assert (live.look(run, "grpo", START + seconds)["state"] == "Running") is running
+
+
+def test_a_trained_run_waits_for_its_evaluation(folder):
+    run, log = folder
+    log(300, 600, loss=0.5)
+    (run / "environment.json").write_text(json.dumps({"trained": datetime.fromtimestamp(START + 610, UTC).isoformat()}))
+    shown = live.look(run, "grpo", START + 10000)
+    assert shown["state"] == f"Trained at {clock(610)}, its evaluation is not there yet"
+    assert (shown["step"], shown["steps"], shown["pace"]) == (300, 300, None)
+
+
+def test_a_line_that_is_being_written_is_left_for_later_and_a_damaged_one_is_not(folder):
+    run, log = folder
+    log(1, 1, loss=0.5)
+    with (run / "history.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert live.look(run, "sft", START)["step"] == 1
+    with (run / "history.jsonl").open("a") as file:
+        file.write("\n")
+    log(3, 3)
+    with pytest.raises(InputError, match=r"history.jsonl, line 2 is damaged"):
+        live.look(run, "sft", START)
+
+
+def test_what_a_page_says(folder):
+    run, log = folder
+    log(100, 240, reward=0.5, **{"rewards/<b>/mean": 1.0})
+    run_folder.add_history(run, {"step": 100, "sign": "words", "alarm": "outputs are 2.00 times as long"})
+    os.utime(run / "history.jsonl", (START + 240,) * 2)
+    page = live.write_page(live.look(run, "grpo", START + 250), run, 0.2).read_text()
+    assert '<meta http-equiv="refresh" content="1">' in page and "<title>grpo: step 100 of 300</title>" in page
+    assert "Alarm of grpo at step 100: outputs are 2.00 times as long." in page
+    assert "<b>" not in page and "rewards/&lt;b&gt;/mean" in page
+    assert "default-src 'none'; style-src 'unsafe-inline'" in page and "<script" not in page
+    assert "refresh" not in live.write_page(live.look(run, "grpo", START + 250), run).read_text()
+
+
+def call(*words):
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(word) for word in words])
+    return left.value.code
+
+
+def test_what_cannot_be_watched_is_refused(folder, tmp_path, capsys):
+    run, _ = folder
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "recipe.yaml").write_text(
+        RECIPE.replace("grpo", "pairs").replace("rewards: [rouge]", "preferences: {negatives: {irrelevant: 1}}")
+    )
+    for words, message in {
+        (run,): f"has not finished: `lastmile report {run} --watch` shows how it goes.",
+        (): "Which run?",
+        ("--watch",): "Which run?",
+        ("--watch", tmp_path): "holds no recipe.yaml, so it is no run",
+        ("--watch", "0", run): "must be more than 0",
+        ("--watch", "nan", run): "must be more than 0",
+        ("--watch", tmp_path / "pairs"): "holds pairs",
+    }.items():
+        assert call("report", *words) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+    assert not (run / "report.html").exists()
+
+
+def test_a_watch_that_is_stopped_says_so_on_its_pages(folder, tmp_path):
+    run, log = folder
+    log(100, 240, reward=0.5)
+    waiting = tmp_path / "waiting"
+    waiting.mkdir()
+    (waiting / "recipe.yaml").write_text(RECIPE)
+    command = [sys.executable, "-m", "lastmile_trl", "report", "--watch", str(run), str(waiting)]
+    watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    said = [watching.stderr.readline(), watching.stderr.readline()]
+    assert said[0].startswith(f"Open {run / 'report.html'}") and "waiting has not begun to train" in said[1]
+    page = (run / "report.html").read_text()
+    assert "it may have stopped. 2.40 s a step.</p>" in page and 'content="10"' in page
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(10) == 130 and watching.stderr.read() == "Stopped.\n"
+    page = (run / "report.html").read_text()
+    assert "No longer watched." in page and "refresh" not in page
+    assert {file.name for file in waiting.iterdir()} == {"recipe.yaml"}
+
+
+def test_the_browser_renews_the_page_until_it_is_the_last(folder, chromium):
+    run, log = folder
+    log(100, 240, **{name: 0.5 for name in ("reward", "kl", "entropy", "loss", *(f"eval_{n}" for n in range(40)))})
+
+    def shows(text):
+        deadline = time.monotonic() + 10
+        while text not in chromium.find_element("tag name", "body").text:
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chromium.get(live.write_page(live.look(run, "grpo", START + 250), run, 1).as_uri())
+    assert chromium.find_element("tag name", "h1").text == f"GRPO of {run}"
+    shows("Running. 2.40 s a step")
+    chromium.execute_script("scrollTo(0, 700)")
+    log(150, 300, reward=0.75)
+    live.write_page(live.look(run, "grpo", START + 300), run, 1)
+    shows("Step 150 of 300")
+    assert chromium.execute_script("return scrollY") == 700
+    live.write_page(live.look(run, "grpo", START + 300), run)
+    time.sleep(2)
+    chromium.execute_script("document.title = 'as it was'")
+    time.sleep(1.5)
+    assert chromium.title == "as it was" and chromium.get_log("browser") == []
