@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from . import data as data_module
 from . import rewards
 from .errors import InputError, RunError, did_you_mean, unknown
+from .evaluation import postprocess
 from .evaluation.metrics import ALWAYS_MEASURED
 from .models import adapter_config, is_reward_model, read_json
 from .recipe import METHODS, RL, WITH_PAIRS, Recipe, short_names
@@ -59,6 +60,7 @@ def check(
         lambda: _check_packages(recipe, distributed),
         lambda: _check_preferences(recipe),
         lambda: _check_baselines(recipe, upcoming),
+        lambda: _check_postprocessed(recipe, upcoming, findings),
         lambda: _check_data(recipe, processes, upcoming, distributed, findings),
         lambda: _check_hub(recipe),
     ]
@@ -428,12 +430,12 @@ def _check_data(
     if gate := next((metric.name for metric in metrics if metric.gate is not None), None):
         raise InputError(f"evaluation.metrics: {gate!r} has a gate, which only rewards have: drop it there.")
     _check_reward_models([*chosen, *metrics, *judges], recipe, upcoming, distributed)
-    if recipe.method == "evaluate":
-        _check_names(recipe)
     if Path(recipe.data.path) in upcoming:
         findings.notes.append(f"The rows come from {recipe.data.path}, an earlier stage: they are looked at after it.")
+        postprocess.build(recipe.evaluation.steps, [["a reference of rows that are not there yet"]])
         return
     rows = data_module.load(recipe.data)
+    postprocess.build(recipe.evaluation.steps, rows.train["references"])
     findings.notes += rows.notes
     findings.notes.append(f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out.")
     for key in ("chosen", "rejected", "source"):
@@ -485,7 +487,7 @@ def _check_baselines(recipe: Recipe, upcoming: Collection[Path]) -> None:
         raise InputError(f"evaluation.baselines: `method: {recipe.method}` compares no runs: drop it.")
     from .outputs import is_among, started_from
 
-    runs = short_names(recipe.evaluation.runs) if recipe.method == "evaluate" else {recipe.run.name: recipe.run}
+    runs = _runs(recipe)
     for baseline in _baselines(recipe):
         model = started_from(baseline.of, runs, recipe, upcoming) if baseline.of else None
         if model and model.path not in (recipe.run, recipe.run / "base", *upcoming):
@@ -496,6 +498,22 @@ def _check_baselines(recipe: Recipe, upcoming: Collection[Path]) -> None:
                 f"evaluation.baselines: a run is called {baseline.name!r} too: drop the baseline, or move that run to "
                 "another folder."
             )
+
+
+def _runs(recipe: Recipe) -> dict[str, Path]:
+    return short_names(recipe.evaluation.runs) if recipe.method == "evaluate" else {recipe.run.name: recipe.run}
+
+
+def shown(recipe: Recipe, upcoming: Collection[Path] = ()) -> list[str]:
+    """What the stage's comparison shows, by name: the baselines that are none of the runs, and the runs."""
+    from .outputs import is_among, started_from
+
+    runs, beside = _runs(recipe), []
+    for baseline in _baselines(recipe):
+        model = started_from(baseline.of, runs, recipe, upcoming) if baseline.of == baseline.name else None
+        if not (model and is_among(model, runs)):
+            beside.append(baseline.name)
+    return [*beside, *runs]
 
 
 def _check_texts(baselines: "list[Baseline]", rows: data_module.Rows, recipe: Recipe) -> None:
@@ -516,11 +534,14 @@ def _check_texts(baselines: "list[Baseline]", rows: data_module.Rows, recipe: Re
             )
 
 
-def _check_names(recipe: Recipe) -> None:
-    names = short_names(recipe.evaluation.runs)
+def _check_postprocessed(recipe: Recipe, upcoming: Collection[Path], findings: Findings) -> None:
+    names = shown(recipe, upcoming)
     for name in recipe.evaluation.postprocess or []:
-        if name not in names:
+        if name in names:
+            continue
+        if recipe.method == "evaluate":
             raise unknown("evaluation.postprocess: run", name, names)
+        findings.notes.append(f"evaluation.postprocess: {name} is not shown by this stage, only {', '.join(names)}.")
 
 
 def prompts_per_generation(recipe: Recipe, processes: int) -> int:

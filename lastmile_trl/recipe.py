@@ -67,7 +67,8 @@ class Evaluation:
     )
     likelihood: bool = False  # also measure the perplexity of the references, and samples' KL from the SFT run
     baselines: list = field(default_factory=list)  # shown beside the runs: lead, reference, best_of_n, base, sft
-    postprocess: list | None = None  # runs that are also shown post-processed; default: the baseline
+    postprocess: list | None = None  # runs and baselines that are also shown post-processed; default: the first run
+    steps: list = field(default_factory=lambda: ["first_block", "repeated_sentences", "unfinished_end"])  # of that
     notes: list = field(default_factory=list)  # paragraphs for the report
 
 

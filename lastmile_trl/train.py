@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import data as data_module
 from . import models, preflight, rewards
 from .errors import InputError, RunError
+from .evaluation import postprocess
 from .files import write_whole
 from .outputs import (
     bar,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
     from .evaluation.decoding import Output
+    from .evaluation.postprocess import Step
 
 TRAINERS = {
     "sft": "trl:SFTTrainer",
@@ -154,7 +156,8 @@ def _train(recipe: Recipe) -> None:
         outputs, held_out = outputs_of_run(name, model_of(run), recipe, rows)
         metrics = _untrained(recipe.evaluation.metrics, recipe, rows, run)
         beside = _baselines(recipe, {name: run}, rows, held_out)
-        _write_own_comparison(recipe, outputs, held_out, metrics, beside)
+        steps = postprocess.build(recipe.evaluation.steps, rows.train["references"])
+        _write_own_comparison(recipe, outputs, held_out, metrics, steps, beside)
 
 
 def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:
@@ -170,7 +173,8 @@ def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rew
             return
         metrics = _metrics(recipe, task)
         _introduce(trainer, metrics)
-        _write_own_comparison(recipe, outputs, held_out, metrics)
+        steps = postprocess.build(recipe.evaluation.steps, task.columns["references"])
+        _write_own_comparison(recipe, outputs, held_out, metrics, steps)
 
 
 def _asks_models(recipe: Recipe) -> bool:
@@ -183,12 +187,19 @@ def _metrics(recipe: Recipe, task: rewards.Task) -> "list[rewards.Reward]":
 
 
 def _write_own_comparison(
-    recipe: Recipe, outputs: dict, held_out: "Dataset", metrics: "list[rewards.Reward]", beside: dict | None = None
+    recipe: Recipe,
+    outputs: dict,
+    held_out: "Dataset",
+    metrics: "list[rewards.Reward]",
+    steps: "list[Step]",
+    beside: dict | None = None,
 ) -> None:
     """A run beside itself post-processed and baselines, before it is held against others."""
-    name = recipe.run.name
+    name, asked = recipe.run.name, recipe.evaluation.postprocess
     outputs = {**(beside or {}), name: outputs}
-    _write_comparison(recipe, outputs, {name: recipe.run}, held_out, metrics, _reward_names(recipe), [name])
+    # A recipe may also name runs that only a later evaluation shows.
+    shown = [name] if asked is None else [each for each in asked if each in outputs]
+    _write_comparison(recipe, outputs, {name: recipe.run}, held_out, metrics, _reward_names(recipe), shown, steps)
 
 
 def make_pairs(recipe: Recipe) -> None:
@@ -412,8 +423,8 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     _check_alone(recipe)
     rows = data_module.load(recipe.data)
     runs = short_names(recipe.evaluation.runs)
-    postprocess = recipe.evaluation.postprocess
-    postprocess = [next(iter(runs))] if postprocess is None else postprocess
+    asked = recipe.evaluation.postprocess
+    shown = [next(iter(runs))] if asked is None else asked
     outputs, rewarded, held_out, notes = {}, set(), None, []
     for name, run in runs.items():
         outputs[name], held_out = outputs_of_run(name, model_of(run), recipe, rows)
@@ -424,7 +435,8 @@ def compare(recipe: Recipe) -> dict[str, Any]:
         note(text)
     metrics = _untrained(recipe.evaluation.metrics, recipe, rows, next(iter(runs.values())))
     outputs = {**_baselines(recipe, runs, rows, held_out), **outputs}
-    return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, postprocess, notes)
+    steps = postprocess.build(recipe.evaluation.steps, rows.train["references"])
+    return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, shown, steps, notes)
 
 
 def _other_rows(trained: Data, evaluated: Data) -> str | None:
@@ -498,13 +510,13 @@ def _write_comparison(
     held_out: "Dataset",
     metrics: "list[rewards.Reward]",
     rewarded: set[str],
-    postprocess: list[str],
+    postprocessed: list[str],
+    steps: "list[Step]",
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     from .evaluation import comparison
     from .evaluation.baselines import source_column
     from .evaluation.metrics import corpus_metrics
-    from .evaluation.postprocess import DEFAULT, build, processed
     from .evaluation.report import write_report
 
     rows = held_out.to_list()
@@ -514,15 +526,12 @@ def _write_comparison(
         rows,
         metrics,
         rewarded=rewarded,
-        postprocessed=postprocess,
+        postprocessed=postprocessed,
+        steps=steps,
         seeds=seeds_of(runs),
         # A run is held against another run, or against the only thing there is.
         baseline=beside[0] if len(beside) == len(runs) == 1 else next(iter(runs)),
     )
-    result["steps"] = {  # of post-processing: how many outputs each changed
-        name: {decoding: processed(of_run, build(DEFAULT))[1] for decoding, of_run in outputs[name].items()}
-        for name in postprocess
-    }
     result["corpus"] = corpus_metrics(outputs, rows, source_column(recipe.data))
     if recipe.evaluation.likelihood:
         _add_likelihoods(result["corpus"], recipe, outputs, runs, rows)

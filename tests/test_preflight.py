@@ -317,6 +317,25 @@ def test_evaluate_checks_its_runs(recipe, tmp_path):
     stage.values["evaluation"] = {"runs": [str(tmp_path / "model")], "postprocess": ["modle"]}
     stage = Recipe(stage.source, stage.values)
     assert "evaluation.postprocess: run 'modle' does not exist: did you mean 'model'?" in problem(stage)
+    stage.values["evaluation"] |= {"postprocess": ["model", "lead"], "baselines": ["lead"]}
+    assert preflight.check(Recipe(stage.source, stage.values)).problems == []
+
+
+def test_steps_of_post_processing_are_checked_with_and_without_rows(recipe, tmp_path):
+    stage = recipe(evaluation={"steps": ["first_blok"]})
+    said = "evaluation.steps: step 'first_blok' does not exist: did you mean 'first_block'?"
+    assert problem(stage).startswith(said)
+    upcoming = recipe(evaluation={"steps": ["first_blok"]}, data={"path": str(tmp_path / "pairs")})
+    assert problem(upcoming, upcoming={tmp_path / "pairs"}).startswith(said)
+    assert preflight.check(recipe(evaluation={"steps": ["length"]})).problems == []
+    learned = recipe(evaluation={"steps": ["length"]}, data={"path": str(tmp_path / "pairs")})
+    assert preflight.check(learned, upcoming={tmp_path / "pairs"}).problems == []
+
+
+def test_runs_to_post_process_that_only_a_later_evaluation_shows_are_noted(recipe):
+    stage = recipe(evaluation={"postprocess": ["sft", "lead"], "baselines": ["lead"]})
+    [note] = [text for text in preflight.check(stage).notes if "postprocess" in text]
+    assert note == f"evaluation.postprocess: sft is not shown by this stage, only lead, {stage.run.name}."
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lastmile_trl import cli, outputs, run_folder, train
+from lastmile_trl import cli, outputs, preflight, run_folder, train
 from lastmile_trl.errors import InputError, RunError
 from lastmile_trl.recipe import Recipe
 
@@ -419,6 +419,49 @@ def test_a_model_that_is_no_run_can_be_compared(recipe, tiny_model_folder):
     result = train.compare(_with_folder(Recipe(Path("both.yaml"), values)))
     assert [r["run"] for r in result["results"]] == ["tiny", "sft"] * 2
     assert not (tiny_model_folder / "outputs").exists()
+
+
+def test_baselines_are_post_processed_in_the_steps_of_the_recipe(recipe, tiny_model_folder, tmp_path):
+    """The training references have 1, 2, 3 and 9 words, the held-out ones 7: `length` learns from the former."""
+    train_rows = [{"source": "red cat. red cat. big dog", "target": " ".join(["w"] * words)} for words in (1, 2, 3, 9)]
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "train.jsonl", train_rows)
+    held_out = [{"source": f"the hill {n}. the hill {n}. A tree. on", "target": "a b c d e f g"} for n in range(3)]
+    write_jsonl(tmp_path / "data" / "validation.jsonl", held_out)
+    steps = ["repeated_sentences", {"length": {"quantile": 0.75}}]
+    lead = {"lead": {"sentences": 4}}
+    values = {
+        "method": "evaluate",
+        "data": {**recipe().values["data"], "path": str(tmp_path / "data"), "eval_split": "validation"},
+        "training": {"output_dir": str(tmp_path / "both")},
+        "evaluation": {"runs": [str(tiny_model_folder)], "baselines": [lead], "steps": steps, "max_new_tokens": 4},
+    }
+    values["evaluation"] |= {"postprocess": ["lead_4"], "sampled": False, "metrics": ["rouge"]}
+    stage = Recipe(Path("both.yaml"), values)
+    assert preflight.check(stage).problems == []
+    result = train.compare(_with_folder(stage))
+    assert result["postprocessing"] == ["repeated_sentences", {"length": {"words": 3}}]
+    assert result["steps"] == {"lead_4": {"greedy": {"repeated_sentences": 3, "length": 3}}}
+    shown = {(each["run"], each["postprocessed"]): each["text"] for each in result["examples"][1]["outputs"]}
+    assert shown["lead_4", False] == "the hill 1. the hill 1. A tree. on" and shown["lead_4", True] == "the hill 1."
+    assert ("tiny", True) not in shown and json.loads((stage.run / "evaluation.json").read_text()) == result
+
+
+def test_a_stage_post_processes_what_it_shows_of_the_names(recipe):
+    asked = {"baselines": ["lead"], "postprocess": ["lead", "other"], "sampled": False, "steps": ["length"]}
+    stage = recipe(evaluation=asked)
+    train.run(stage)
+    result = json.loads((stage.run / "evaluation.json").read_text())
+    assert [entry["run"] for entry in result["results"] if entry["postprocessed"]] == ["lead"]
+    assert result["postprocessing"] == [{"length": {"words": 5}}]
+    plain = recipe(run="plain", evaluation={"sampled": False, "steps": ["length"]})
+    train.run(plain)
+    result = json.loads((plain.run / "evaluation.json").read_text())
+    assert [(entry["run"], entry["postprocessed"]) for entry in result["results"]] == [
+        ("plain", False),
+        ("plain", True),
+    ]
+    assert result["postprocessing"] == [{"length": {"words": 5}}]
 
 
 def _with_folder(recipe):

@@ -15,7 +15,10 @@
      "examples": [                             # every row
        {"prompt": ..., "references": [...],
         "outputs": [{"run", "decoding", "postprocessed", "text", "metrics": {NAME: number | null},
-                     "samples": [...]}]}]}         # only where there are several, of which the metrics are means
+                     "samples": [...]}]}],         # only where there are several, of which the metrics are means
+     "postprocessing": [STEP or {STEP: arguments}],  # with what was learned of the training references
+     "steps": {RUN: {DECODING: {STEP: count}}},    # outputs that each of these steps changed
+     "corpus": {RUN: {DECODING: {NAME: number | null}}}}  # what describes all texts of a run at once
 
 An INTERVAL is {"mean", "low", "high", "rows"}: a mean over that many rows with its 95 % bootstrap interval. A
 DIFFERENCE is one too, the mean over rows of run minus baseline at the same decoding, null where the baseline lacks it,
@@ -32,9 +35,9 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
+from lastmile_trl.evaluation import postprocess
 from lastmile_trl.evaluation.decoding import Several
 from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED, per_row
-from lastmile_trl.evaluation.postprocess import postprocess
 from lastmile_trl.evaluation.significance import (
     LEVEL,
     Difference,
@@ -49,14 +52,17 @@ from lastmile_trl.evaluation.significance import (
 from lastmile_trl.rewards.base import known_mean
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
     from lastmile_trl.evaluation.decoding import Output
+    from lastmile_trl.evaluation.postprocess import Step
     from lastmile_trl.rewards import Reward
 
 DASH = "–"
 NO_VALUE = "no row has a value"
 ITSELF = "it is the baseline itself"
+OF_CORPUS = f"This describes all texts of a run at once: no better or worse, no test. {DASH} where there is nothing."
 KINDS = {"difference": False, "difference_to_postprocessed": True}  # of differences: is the baseline post-processed?
 
 # run, decoding, post-processed or not
@@ -73,20 +79,22 @@ def compare(
     *,
     rewarded: set[str],
     postprocessed: Sequence[str] = (),
+    steps: Sequence[Step] | None = None,
     baseline: str | None = None,
     seeds: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Measure the outputs of every run and decoding on the same rows; the result is described above.
 
     `rewarded` names the metrics that were rewards in training, `postprocessed` the runs to show a second time after
-    post-processing. The baseline is the first run unless named. `seeds` groups the runs of one recipe, by its name and
-    in the order of their seeds.
+    post-processing in `steps`. The baseline is the first run unless named. `seeds` groups the runs of one recipe, by
+    its name and in the order of their seeds.
     """
     _check(
         outputs, rows, [*postprocessed, *([baseline] if baseline else []), *sum(map(list, (seeds or {}).values()), [])]
     )
     baseline = baseline or next(iter(outputs))
-    variants = _variants(outputs, postprocessed)
+    steps = postprocess.build(postprocess.DEFAULT) if steps is None else steps
+    variants, changed = _variants(outputs, postprocessed, steps)
     values = {key: per_row(texts, rows, metrics) for key, texts in variants.items()}
     names = [*(metric.name for metric in metrics), *ALWAYS_MEASURED]
     return {
@@ -97,23 +105,19 @@ def compare(
         "results": _results(values, variants, baseline),
         "over_seeds": _over_seeds(seeds or {}, values, baseline),
         "examples": [_example(number, row, variants, values) for number, row in enumerate(rows)],
+        "postprocessing": [step.entry for step in steps],
+        "steps": changed,
     }
 
 
-def table(result: Mapping[str, Any]) -> Table:
+def table(result: Mapping[str, Any]) -> Group:
     """The results for a terminal of 80 columns or more: a block per decoding, intervals as ± half their width."""
-    from rich import box
-    from rich.table import Table
+    from rich.console import Group
     from rich.text import Text
 
     compared, names = _has_differences(result), list(result["metrics"])
-    legend = [f"{_legend(result)} ± is half an interval's width.", *dashes(result)]
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    grid.caption, grid.caption_justify = Text("\n".join(legend)), "left"
-    grid.add_column("run", overflow="fold")
-    for title in [*([_difference_title(result)] if compared else []), *(_title(name, result) for name in names)]:
-        header = title.replace("/", "/\n").replace("_", "_\n")
-        grid.add_column(Text(header), justify="right", overflow="fold")
+    titles = [*([_difference_title(result)] if compared else []), *(_title(name, result) for name in names)]
+    grid = _grid("run", [title.replace("/", "/\n").replace("_", "_\n") for title in titles])
     for decoding, entries in by_decoding(result).items():
         grid.add_section()
         grid.add_row(Text(decoding, style="bold"))
@@ -122,11 +126,80 @@ def table(result: Mapping[str, Any]) -> Table:
             difference = [_difference_cell(entry, result, _in_lines)] if compared else []
             details = label(entry).removeprefix(entry["run"]).replace("post-", "post-\n")
             grid.add_row(*map(Text, (entry["run"] + details, *difference, *cells)))
+    below = [f"{_legend(result)} ± is half an interval's width.", *dashes(result), *_post_processing(result)]
+    return Group(grid, Text("\n".join(below)), *_corpus_table(result))
+
+
+def _grid(first: str, others: Iterable[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    grid.add_column(first, overflow="fold")
+    for title in others:
+        grid.add_column(Text(title), justify="right", overflow="fold")
     return grid
 
 
+def _corpus_table(result: Mapping[str, Any]) -> list[Any]:
+    """What describes all texts of a run, a column for each run, and what it is; nothing where it was not measured."""
+    from rich.text import Text
+
+    runs = result.get("corpus", {})
+    if not runs:
+        return []
+    grid = _grid("all texts at once", [run.replace("_", "_\n").replace(" ", "\n") for run in runs])
+    grid.columns[0].no_wrap = True
+    for decoding, names in _corpus_names(result).items():
+        grid.add_section()
+        grid.add_row(Text(decoding, style="bold"))
+        for name in names:
+            values = [of_run.get(decoding, {}).get(name) for of_run in runs.values()]
+            grid.add_row(name, *(DASH if value is None else _number(value) for value in values))
+    return [Text(), grid, Text(OF_CORPUS)]
+
+
+def _corpus_markdown(result: Mapping[str, Any]) -> list[str]:
+    """The same with a line for each run and decoding, as in the other table."""
+    named = _corpus_names(result)
+    names = list(dict.fromkeys(name for names in named.values() for name in names))
+    lines = [
+        [run, decoding, *(DASH if values.get(name) is None else _number(values[name]) for name in names)]
+        for decoding in named
+        for run, of_run in result["corpus"].items()
+        if (values := of_run.get(decoding))
+    ]
+    return [_markdown_table([["run", "decoding", *names], *lines]), OF_CORPUS] if lines else []
+
+
+def _corpus_names(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What is known of some run, by decoding, greedy first."""
+    corpus = result.get("corpus", {}).values()
+    decodings = dict.fromkeys(decoding for of_run in corpus for decoding in of_run)
+    return {
+        decoding: list(dict.fromkeys(name for of_run in corpus for name in of_run.get(decoding, {})))
+        for decoding in sorted(decodings, key=_greedy_first)
+    }
+
+
+def _post_processing(result: Mapping[str, Any]) -> list[str]:
+    """How many outputs each step of post-processing changed, in a sentence."""
+    titles = {}
+    for step in result.get("postprocessing", []):
+        [(name, given)] = [(step, {})] if isinstance(step, str) else step.items()
+        arguments = ", ".join(f"{key}: {value}" for key, value in given.items())
+        titles[name] = f"{name} ({arguments})" if given else name
+    changed = [
+        f"{run}, {decoding}: " + ", ".join(f"{titles.get(name, name)} {count}" for name, count in counts.items())
+        for run, of_run in result.get("steps", {}).items()
+        for decoding, counts in of_run.items()
+    ]
+    return [f"Outputs that each step of post-processing changed: {'; '.join(changed)}."] if changed else []
+
+
 def markdown(result: Mapping[str, Any]) -> str:
-    """The results as a Markdown table with a legend, for a model card or a paper."""
+    """The results as Markdown tables with legends, for a model card or a paper."""
     compared, names = _has_differences(result), list(result["metrics"])
     header = ["run", "decoding", *([_difference_title(result)] if compared else [])]
     lines = [header + [_title(name, result) for name in names]]
@@ -135,10 +208,14 @@ def markdown(result: Mapping[str, Any]) -> str:
             difference = [_difference_cell(entry, result, _with_p)] if compared else []
             cells = [_cell(entry["metrics"].get(name), _with_interval, f" {arrow(entry, name)}") for name in names]
             lines.append([label(entry), decoding, *difference, *map(str.strip, cells)])
+    below = [_legend(result), *dashes(result), *_post_processing(result), *_corpus_markdown(result)]
+    return "\n\n".join([_markdown_table(lines), *below]).replace("*", r"\*") + "\n"
+
+
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
     header, *body = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines]
     ruler = f"| --- | --- |{' ---: |' * (len(lines[0]) - 2)}"
-    below = "\n".join(["", _legend(result), *(f"\n{said}" for said in dashes(result))])
-    return "\n".join([header, ruler, *body, below]).replace("*", r"\*") + "\n"
+    return "\n".join([header, ruler, *body])
 
 
 def dashes(result: Mapping[str, Any]) -> list[str]:
@@ -313,20 +390,24 @@ def _check(outputs: Mapping, rows: Sequence, named: Iterable[str]) -> None:
 
 
 def _variants(
-    outputs: Mapping[str, Mapping[str, Sequence[Output]]], postprocessed: Sequence[str]
-) -> dict[tuple[str, str, bool], list[Output]]:
+    outputs: Mapping[str, Mapping[str, Sequence[Output]]], postprocessed: Sequence[str], steps: Sequence[Step]
+) -> tuple[_Variants, dict[str, dict[str, dict[str, int]]]]:
+    """All that is measured, and how many outputs each step changed: run -> decoding -> step -> count."""
     decodings = dict.fromkeys(decoding for of_run in outputs.values() for decoding in of_run)
-    variants = {}
-    for decoding in sorted(decodings, key=lambda name: name != "greedy"):
+    variants, changed = {}, {}
+    for decoding in sorted(decodings, key=_greedy_first):
         for run, of_run in outputs.items():
             if decoding not in of_run:
                 continue
             variants[run, decoding, False] = list(of_run[decoding])
             if run in postprocessed:
-                variants[run, decoding, True] = [
-                    replace(output, text=postprocess(output.text), ids=None) for output in of_run[decoding]
-                ]
-    return variants
+                variants[run, decoding, True], counts = postprocess.processed(of_run[decoding], steps)
+                changed.setdefault(run, {})[decoding] = counts
+    return variants, changed
+
+
+def _greedy_first(decoding: str) -> bool:
+    return decoding != "greedy"
 
 
 def _results(values: _Values, variants: _Variants, baseline: str) -> list[dict[str, Any]]:

@@ -11,30 +11,20 @@ It goes in steps, each a name, or a name with arguments, in the order of the lis
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lastmile_trl.data import split_text
 from lastmile_trl.errors import InputError, unknown
 from lastmile_trl.evaluation.decoding import Output, Several
+from lastmile_trl.recipe import Evaluation
 from lastmile_trl.rewards.base import check_number, check_whole
 from lastmile_trl.rewards.sentences import CLOSERS, plain, sentences
 
 _FINISHED = re.compile(rf"[.!?…。！？]{CLOSERS}\s*\Z")
 
-DEFAULT = ("first_block", "repeated_sentences", "unfinished_end")
-
-
-def postprocess(text: str) -> str:
-    """The first block of the text, without repeated sentences and without an unfinished end.
-
-    >>> postprocess("Ann moved the call. Ann moved  the call. It is on Mon")
-    'Ann moved the call.'
-    """
-    for name in DEFAULT:
-        text = PLAIN[name](text)
-    return text
+DEFAULT = tuple(Evaluation().steps)
 
 
 def processed(outputs: Sequence[Output], steps: "Sequence[Step]") -> tuple[list[Output], dict[str, int]]:
@@ -77,13 +67,17 @@ class Step:
         return {self.name: dict(self.arguments)} if self.arguments else self.name
 
 
-def build(entries: Iterable[str | Mapping[str, Any]], references: Sequence[Sequence[str]] = ()) -> list[Step]:
+def build(entries: Sequence[str | Mapping[str, Any]], references: Sequence[Sequence[str]] = ()) -> list[Step]:
     """Make the steps of a list; `references` are those of the training rows, which `length` learns from.
 
     >>> steps = build(["first_block", {"length": {"quantile": 0.5}}], [["a b c"], ["a", "a b"]])
     >>> [step.entry for step in steps], steps[1]("one two three")
     (['first_block', {'length': {'words': 2}}], 'one two')
     """
+    if not entries:
+        raise InputError(
+            "evaluation.steps is empty: name a step, or show nothing post-processed with evaluation.postprocess: []."
+        )
     steps: list[Step] = []
     for entry in entries:
         name, arguments = _split(entry)

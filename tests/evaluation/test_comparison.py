@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.evaluation import comparison
+from lastmile_trl.evaluation import comparison, postprocess
 from lastmile_trl.evaluation.comparison import (
     answer,
     compare,
@@ -601,12 +601,16 @@ def test_the_table_shows_runs_by_decoding_with_the_primary_difference_first():
 def test_nothing_of_the_table_is_lost_on_eighty_columns():
     metrics = [*build(["rouge", {"rouge": {"variant": "rouge2"}}, "length", "repetition"])]
     result = compare(two_runs(), rows(2), metrics, rewarded={"rouge/rougeL"}, postprocessed=["sft", "grpo"])
+    names = ("reference_perplexity", "distinct_2_per_text")
+    result["corpus"] = {f"oracle_best_of_{n} of sft": {"greedy": dict.fromkeys(names, 0.5)} for n in range(7)}
     text = printed(result, width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     body = [line for line in text.splitlines() if line.startswith("grpo")]
     assert len(body[0].split()) == 1 + 1 + 4 + 4, "run, difference, four metrics, four counts"
     assert "3grams" in text
+    body = [line for line in text.splitlines() if line.startswith(names)]
+    assert [line.split() for line in body] == [[name, *["0.500"] * 7] for name in names]
 
 
 def test_a_single_run_has_no_difference_column():
@@ -639,11 +643,82 @@ def test_markdown_by_hand():
         "| 0.750 [0.500, 1.000] | 3.000 [3.000, 3.000] | 0.750 [0.750, 0.750] | 1.000 [1.000, 1.000] "
         "| 0.000 [0.000, 0.000] |",
     ]
+    del result["steps"], result["postprocessing"]  # as in older files
     assert markdown(result).endswith(
         "\n\nMeans over 2 held-out rows with 95 % bootstrap intervals. \\* was a reward in training. ↑ and ↓: a "
         "difference to sft is shown. p is that of a randomisation test, corrected (Holm) for all differences "
         "of its kind at a decoding; a difference is shown where it is below 0.05.\n"
     )
+
+
+def test_what_each_step_changed_is_counted_and_said():
+    steps = postprocess.build(["repeated_sentences", "length"], [["a b c"]])
+    given = {
+        "sft": {"sampled": outputs("1", "2"), "greedy": outputs("1 on. 1 on.", "2 on.", tail="")},
+        "lead": {"greedy": [Several("3", None, True, outputs=outputs("3", "4")), *nothing("no source")["greedy"]]},
+    }
+    result = compare(given, rows(2), [numbers("m")], rewarded=set(), postprocessed=["lead", "sft"], steps=steps)
+    assert result["postprocessing"] == ["repeated_sentences", {"length": {"words": 3}}]
+    assert result["steps"] == {
+        "sft": {
+            "greedy": {"repeated_sentences": 1, "length": 0},
+            "sampled": {"repeated_sentences": 0, "length": 2},
+        },
+        "lead": {"greedy": {"repeated_sentences": 0, "length": 2}},
+    }
+    shown = {(output["run"], output["postprocessed"]): output for output in result["examples"][0]["outputs"]}
+    assert shown["sft", True]["text"] == "1 and so" and shown["lead", True]["samples"] == ["3 and so", "4 and so"]
+    assert shown["lead", True]["metrics"]["words"] == 3
+    said = (
+        "Outputs that each step of post-processing changed: sft, greedy: repeated_sentences 1, length (words: 3) 0; "
+        "sft, sampled: repeated_sentences 0, length (words: 3) 2; "
+        "lead, greedy: repeated_sentences 0, length (words: 3) 2."
+    )
+    assert said in " ".join(printed(result, width=80).split()) and f"\n\n{said}\n" in markdown(result)
+    alone = compare(given, rows(2), [numbers("m")], rewarded=set())
+    assert alone["steps"] == {} and "post-processing" not in markdown(alone)
+
+
+def corpus_result():
+    result = compare(two_runs(), rows(2), [numbers("m")], rewarded=set())
+    described = {"distinct_1": 0.25, "same_opening": None}
+    result["corpus"] = {
+        "sft": {"sampled": {**described, "self_bleu": 0.5}, "greedy": described},
+        "grpo": {"greedy": described | {"distinct_1": 0.5}, "sampled": described | {"kl_to_sft": 1234.5678}},
+    }
+    return result
+
+
+def test_what_describes_all_texts_of_a_run_is_shown_below():
+    result = corpus_result()
+    text = printed(result, width=80)
+    lines = [line.split() for line in text.partition("all texts at once")[2].splitlines()]
+    described = "This describes all texts of a run at once: no better or worse, no test. – where there is nothing."
+    expected = [
+        ["sft", "grpo"],
+        ["greedy"],
+        ["distinct_1", "0.250", "0.500"],
+        ["same_opening", "–", "–"],
+        ["sampled"],
+        ["distinct_1", "0.250", "0.250"],
+        ["same_opening", "–", "–"],
+        ["self_bleu", "0.500", "–"],
+        ["kl_to_sft", "–", "1234.568"],
+    ]
+    assert [line for line in lines if line and "─" not in line[0]][:9] == expected
+    assert described in " ".join(text.split())
+    assert markdown(result).partition("| run | decoding | distinct_1")[2].splitlines() == [
+        " | same_opening | self_bleu | kl_to_sft |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| sft | greedy | 0.250 | – | – | – |",
+        "| grpo | greedy | 0.500 | – | – | – |",
+        "| sft | sampled | 0.250 | – | 0.500 | – |",
+        "| grpo | sampled | 0.250 | – | – | 1234.568 |",
+        "",
+        described,
+    ]
+    del result["corpus"]  # as in older files
+    assert "all texts" not in printed(result) + markdown(result)
 
 
 def test_a_result_survives_its_file(tmp_path):
