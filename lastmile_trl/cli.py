@@ -616,7 +616,7 @@ def _generate(words: argparse.Namespace) -> int:
 
 
 def _merge(words: argparse.Namespace) -> int:
-    from .hub import merge
+    from .merge import merge
 
     _print(str(merge(words.run, words.destination)))
     return 0

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, did_you_mean
+from .errors import InputError, did_you_mean, first_line
 from .models import prompt_ids
 from .recipe import Data
 from .rewards.base import cell_text
@@ -165,7 +165,7 @@ def open_split(data: Data, split: str) -> "Dataset":
         return load_dataset(source, data.name, revision=data.revision, split=split, **_as_text(path))
     except ValueError as error:
         if "nknown split" not in str(error):
-            raise InputError(f"data.path {data.path!r} cannot be read: {_first_line(error)}") from error
+            raise InputError(f"data.path {data.path!r} cannot be read: {first_line(error)}.") from error
         if path.is_file():
             raise InputError(
                 f"data.path {data.path!r} is one file and has no split {split!r}: use data.held_out, or a folder with "
@@ -179,7 +179,7 @@ def open_split(data: Data, split: str) -> "Dataset":
             "(offline?): check the path or the connection."
         ) from error
     except Exception as error:  # datasets raises many kinds, each with the reason in its first line
-        raise InputError(f"data.path {data.path!r} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"data.path {data.path!r} cannot be read: {first_line(error)}.") from error
 
 
 def _as_text(path: Path) -> dict[str, Any]:
@@ -192,10 +192,6 @@ def _as_text(path: Path) -> dict[str, Any]:
     with table.open(encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file), [])
     return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
 
 
 def _clean(rows: "Dataset", data: Data, split: str, notes: list[str]) -> "Dataset":

@@ -13,6 +13,15 @@ class RunError(Exception):
     """A run that failed for a known reason. The command exits with 1."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, to stand in a sentence.
+
+    >>> first_line(ValueError("No such key.\\nSee the manual.")), first_line(KeyboardInterrupt())
+    ('No such key', 'KeyboardInterrupt')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def nearest(word: str, valid: Iterable[str]) -> str | None:
     """Return the valid name that looks most like `word`, whatever its case, or None when none does.
 

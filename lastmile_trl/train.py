@@ -612,9 +612,9 @@ def _language_models(recipe: Recipe) -> dict[str, Path]:
 
 
 def _write_card(run: Path) -> None:
-    from .hub import card
+    from .card import model_card
 
-    (run / "README.md").write_text(card(run), encoding="utf-8")
+    (run / "README.md").write_text(model_card(run), encoding="utf-8")
 
 
 def _push(recipe: Recipe) -> None:

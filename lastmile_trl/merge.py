@@ -1,0 +1,102 @@
+"""An adapter merged into its unquantised base: a plain model."""
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import provenance
+from .card import model_card
+from .errors import InputError, RunError, first_line
+from .rewards.model import check_is_reward_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def merge(run: Path, dest: Path) -> Path:
+    """Merge an adapter into its freshly loaded, unquantised base and write a plain model to ``dest``.
+
+    The merged model must compute what base and adapter compute together, or nothing is written.
+    """
+    from peft import PeftModel
+
+    if not (run / "adapter_config.json").is_file():
+        raise InputError(f"{run} holds no adapter (no adapter_config.json), so there is nothing to merge.")
+    if dest.exists() and any(dest.iterdir()):
+        raise InputError(f"{dest} is not empty: name a new folder for the merged model.")
+    base, tokenizer = _load_base(run)
+    model = PeftModel.from_pretrained(base, run).eval()
+    expected = _probe(model)
+    merged = model.merge_and_unload()
+    _check_equal(_probe(merged), expected, run)
+
+    merged.save_pretrained(dest)
+    tokenizer.save_pretrained(dest)
+    for name in ("recipe.yaml", "environment.json", "evaluation.json"):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, dest / name)
+    if (dest / "recipe.yaml").is_file():
+        (dest / "README.md").write_text(model_card(dest), encoding="utf-8")
+    return dest
+
+
+def _load_base(run: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The base model of an adapter in its own precision, and the tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    adapter = provenance.read_json(run / "adapter_config.json")
+    name, kind, more, quietly = adapter["base_model_name_or_path"], AutoModelForCausalLM, {}, nullcontext
+    scores = adapter.get("task_type") == "SEQ_CLS"
+    if scores:
+        from trl.trainer.reward_trainer import suppress_seqcls_warning as quietly  # the head comes with the adapter
+
+        check_is_reward_model(str(run))
+        kind, more = AutoModelForSequenceClassification, {"num_labels": 1}
+    folder = provenance.folder(name, run)
+    recipe = provenance.recipe(run) if (run / "recipe.yaml").is_file() else {}
+    settings = {
+        "revision": None if folder else adapter.get("revision"),
+        "trust_remote_code": recipe.get("training", {}).get("trust_remote_code", False),
+    }
+    try:
+        if getattr(AutoConfig.from_pretrained(folder or name, **settings), "quantization_config", None):
+            raise InputError(f"{name}, the base of {run}, is stored quantised: adapters merge into full weights only.")
+        with quietly():
+            base = kind.from_pretrained(folder or name, dtype="auto", **settings, **more)
+        own = (run / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(run if own else folder or name, **({} if own else settings))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{name}, the base of {run}, cannot be loaded ({first_line(error)}): start where its path is right, or "
+            "log in with `hf auth login` if it is private."
+        ) from error
+    if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(len(tokenizer))  # as training did when tokens were added
+    if scores:
+        base.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # the score stands before the padding
+    return base, tokenizer
+
+
+def _probe(model: Any) -> "Tensor":
+    """Logits of a short text: 16 tokens from all over the vocabulary. Of one score, those of its 16 beginnings."""
+    import torch
+
+    tokens = torch.linspace(0, model.get_input_embeddings().weight.shape[0] - 1, 16).long().to(model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=tokens[None]).logits
+        if logits.dim() == 3:
+            return logits
+        return torch.cat([model(input_ids=tokens[None, :end]).logits for end in range(1, 17)])
+
+
+def _check_equal(logits: "Tensor", expected: "Tensor", run: Path) -> None:
+    # In 16 bits, merged weights are rounded: the sum of base and adapter has no more digits than the base.
+    tolerance = 1e-4 if expected.element_size() == 4 else 5e-2
+    error = float((logits - expected).float().norm() / expected.float().norm())
+    if not error <= tolerance:  # a NaN is an error too
+        raise RunError(
+            f"The merged model of {run} does not compute what base and adapter compute (relative difference "
+            f"{error:.1e}, allowed {tolerance:.0e}), so it was not written; use the adapter on its base instead."
+        )
