@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="METRIC>=NUMBER",
-        help="exit with 1 unless the last run's greedy outputs reach this; RUN:METRIC<NUMBER names a run; repeatable",
+        help="exit with 1 unless the last run's greedy outputs reach this; RUN:METRIC<NUMBER names another; repeatable",
     )
 
     report = command("report", _report, "rebuild report.html from what a run folder holds, or watch a run train")
@@ -517,6 +517,7 @@ def _reward_entry(text: str) -> dict:
 
 def _evaluate(words: argparse.Namespace) -> int:
     from . import preflight, rewards, train
+    from .evaluation.comparison import label
     from .evaluation.metrics import ALWAYS_MEASURED
     from .evaluation.require import Requirement
     from .recipe import Recipe, load, max_new_tokens, short_names
@@ -535,7 +536,9 @@ def _evaluate(words: argparse.Namespace) -> int:
     if problems := preflight.check(recipe).problems:
         raise InputError(" ".join(problems))
     measured = [*(metric.name for metric in rewards.build(recipe.evaluation.metrics)), *ALWAYS_MEASURED]
-    required = [requirement.among(list(names), measured) for requirement in required]
+    processed = [label({"run": name, "postprocessed": True}) for name in preflight.post_processed(recipe)]
+    shown = [*processed, *preflight.shown(recipe)]
+    required = [requirement.among(shown, measured) for requirement in required]
     train.run(recipe)
     _show(output)
     result = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))

@@ -516,6 +516,12 @@ def shown(recipe: Recipe, upcoming: Collection[Path] = ()) -> list[str]:
     return [*beside, *runs]
 
 
+def post_processed(recipe: Recipe) -> list[str]:
+    """What is also shown post-processed, by name: the first run unless the recipe names others."""
+    asked = recipe.evaluation.postprocess
+    return [next(iter(_runs(recipe)))] if asked is None else asked
+
+
 def _check_texts(baselines: "list[Baseline]", rows: data_module.Rows, recipe: Recipe) -> None:
     """What the baselines need of the rows."""
     columns = rows.held_out.column_names
@@ -536,7 +542,7 @@ def _check_texts(baselines: "list[Baseline]", rows: data_module.Rows, recipe: Re
 
 def _check_postprocessed(recipe: Recipe, upcoming: Collection[Path], findings: Findings) -> None:
     names = shown(recipe, upcoming)
-    for name in recipe.evaluation.postprocess or []:
+    for name in post_processed(recipe):
         if name in names:
             continue
         if recipe.method == "evaluate":

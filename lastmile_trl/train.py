@@ -195,10 +195,10 @@ def _write_own_comparison(
     beside: dict | None = None,
 ) -> None:
     """A run beside itself post-processed and baselines, before it is held against others."""
-    name, asked = recipe.run.name, recipe.evaluation.postprocess
+    name = recipe.run.name
     outputs = {**(beside or {}), name: outputs}
     # A recipe may also name runs that only a later evaluation shows.
-    shown = [name] if asked is None else [each for each in asked if each in outputs]
+    shown = [each for each in preflight.post_processed(recipe) if each in outputs]
     _write_comparison(recipe, outputs, {name: recipe.run}, held_out, metrics, _reward_names(recipe), shown, steps)
 
 
@@ -423,8 +423,6 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     _check_alone(recipe)
     rows = data_module.load(recipe.data)
     runs = short_names(recipe.evaluation.runs)
-    asked = recipe.evaluation.postprocess
-    shown = [next(iter(runs))] if asked is None else asked
     outputs, rewarded, held_out, notes = {}, set(), None, []
     for name, run in runs.items():
         outputs[name], held_out = outputs_of_run(name, model_of(run), recipe, rows)
@@ -436,6 +434,7 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     metrics = _untrained(recipe.evaluation.metrics, recipe, rows, next(iter(runs.values())))
     outputs = {**_baselines(recipe, runs, rows, held_out), **outputs}
     steps = postprocess.build(recipe.evaluation.steps, rows.train["references"])
+    shown = preflight.post_processed(recipe)
     return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, shown, steps, notes)
 
 

@@ -145,6 +145,10 @@ def test_what_an_evaluation_must_reach(folder, seeds, capsys, monkeypatch):
     )
     assert "'sft-1:words > 1e3' fails: sft-1 has words" in second
 
+    lead = ["evaluation.baselines=[lead]", "--require", "lead:words<0", "--require", "sft-1, post-processed:words>=0"]
+    assert call(*evaluate, *lead) == 1
+    assert "Error: --require 'lead:words<0' fails: lead has words" in capsys.readouterr().err
+
     from lastmile_trl import preflight, train
 
     monkeypatch.setattr(train, "run", None)  # nothing is decoded

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lastmile_trl.errors import InputError, unknown
+from lastmile_trl.evaluation.comparison import label, why_no_value
 
 SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 WORDS = re.compile(
@@ -19,7 +20,7 @@ WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Requirement:
-    """A bound on a metric of a run, of its greedy outputs as they are; of the last run unless one is named."""
+    """A bound on a metric of the greedy outputs of a run, or of whatever a table shows; else of the last run."""
 
     said: str
     metric: str
@@ -41,7 +42,10 @@ class Requirement:
         return cls(said, found["metric"].strip(), found["sign"], float(found["bound"]), found["run"])
 
     def among(self, runs: Sequence[str], metrics: Collection[str]) -> Requirement:
-        """Return the same with the full names of its run and its metric, which may be named by its last part."""
+        """Return the same with the full names of its run, one of `runs`, and its metric, which may be its last part.
+
+        `runs` are all that the tables show, the last run last.
+        """
         if self.run is not None and self.run not in runs:
             raise unknown(f"--require {self.said!r}: run", self.run, runs)
         meant = [name for name in metrics if self.metric in (name, name.split("/")[-1])]
@@ -55,13 +59,11 @@ class Requirement:
 
     def failure(self, result: Mapping[str, Any]) -> str | None:
         """Return why the comparison `result` does not meet it, in a sentence; None if it does."""
-        found = next(
-            entry["metrics"][self.metric]
-            for entry in result["results"]
-            if (entry["run"], entry["decoding"], entry["postprocessed"]) == (self.run, "greedy", False)
-        )
+        entry = next(of for of in result["results"] if (label(of), of["decoding"]) == (self.run, "greedy"))
+        found = entry["metrics"][self.metric]
         if found is None:
-            return f"--require {self.said!r} fails: no row of {self.run} has a value of {self.metric}."
+            reason = why_no_value(entry, self.metric)
+            return f"--require {self.said!r} fails: {self.run} has no value of {self.metric}: {reason}."
         if SIGNS[self.sign](found["mean"], self.bound):
             return None
         return (

@@ -47,12 +47,24 @@ def test_what_holds(said, holds):
     assert (required.failure(result(rougeL=0.25, words=6.0)) is None) == holds
 
 
+def test_all_that_the_tables_show_can_be_named():
+    shown = [*RUNS, "a/grpo, post-processed"]
+    required = Requirement.read("a/grpo, post-processed:words>98").among(shown, METRICS)
+    assert (required.run, required.failure(result(words=6.0))) == ("a/grpo, post-processed", None)
+    without = result(words=6.0)
+    [entry] = [of for of in without["results"] if of["postprocessed"]]
+    entry |= {"metrics": {"words": None}, "missing": {"words": "the source is empty"}}
+    assert required.failure(without).endswith(
+        " fails: a/grpo, post-processed has no value of words: the source is empty."
+    )
+
+
 def test_what_fails_is_said_with_value_interval_and_rows():
     assert Requirement.read("rougeL>=0.3").among(RUNS, METRICS).failure(result(rougeL=0.28123)) == (
         "--require 'rougeL>=0.3' fails: a/grpo has rouge/rougeL 0.2812 [0.2612, 0.3012] over 300 rows."
     )
     assert Requirement.read("words<9").among(RUNS, METRICS).failure(result(words=None)) == (
-        "--require 'words<9' fails: no row of a/grpo has a value of words."
+        "--require 'words<9' fails: a/grpo has no value of words: no row has a value."
     )
 
 
