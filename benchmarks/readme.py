@@ -38,6 +38,13 @@ rouge_score it is. "New stems" is the first step of a run, in which no word was 
 
 {rewards}
 
+## Evaluation: what it takes beside decoding
+
+`python benchmarks/evaluation.py` times what follows the decoding of three runs, greedy and sampled, on made-up rows
+with texts of some 60 words: scores and statistics, as they are and of one run post-processed, and the files.
+
+{evaluation}
+
 ## Start-up: how long a person waits
 
 `python benchmarks/startup.py` prints the medians of seven starts of our command and of TRL's, in turns.
@@ -100,6 +107,17 @@ def rewards_section() -> str:
     return "\n".join([provenance(results), "", *lines, "", took])
 
 
+def evaluation_section() -> str:
+    file = newest("evaluation-*.json")
+    if not file:
+        return "Not measured yet."
+    results = json.loads(file.read_text())
+    parts = [f"| {what} | {took:.2f} |" for what, took in results["seconds"].items()]
+    together = f"| together, at most {results['most']} | {results['total']:.2f} |"
+    how = f"{results['rows']:,} rows; the metrics {', '.join(results['metrics'])}. {provenance(results)}"
+    return "\n".join([how, "", "| part | CPU, s |", "|---|--:|", *parts, together])
+
+
 def startup_section() -> str:
     file = newest("startup-*.txt")
     if not file:
@@ -110,7 +128,11 @@ def startup_section() -> str:
 def render() -> str:
     """The text of benchmarks/README.md."""
     return TEXT.format(
-        trainers=trainers_section(), gpu=gpu_section(), rewards=rewards_section(), startup=startup_section()
+        trainers=trainers_section(),
+        gpu=gpu_section(),
+        rewards=rewards_section(),
+        evaluation=evaluation_section(),
+        startup=startup_section(),
     )
 
 

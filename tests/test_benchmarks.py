@@ -92,6 +92,12 @@ def test_a_model_in_4_bits_is_what_transformers_would_load(benchmark, tmp_path):
     assert made.is_loaded_in_4bit and made.is_quantized and made.lm_head.weight is made.model.embed_tokens.weight
 
 
+def test_what_follows_decoding_takes_little_time(benchmark):
+    """A third of the rows that the stored figures are of, with room for a slow machine."""
+    seconds = benchmark("evaluation").measure(300)
+    assert sum(seconds.values()) < 5, seconds
+
+
 @pytest.mark.slow
 def test_the_trainers_script_runs(tmp_path):
     file = tmp_path / "trainers.json"
