@@ -4,8 +4,9 @@ import functools
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from lastmile_trl.errors import InputError
@@ -18,6 +19,7 @@ from lastmile_trl.rewards.base import (
     reference_texts,
     source_texts,
 )
+from lastmile_trl.rewards.sentences import sentences
 from lastmile_trl.rewards.tokens import load_tokenizer, ngrams
 
 
@@ -121,8 +123,7 @@ class Entities(_Supported):
 
     @staticmethod
     def _claims(text: str) -> frozenset[str]:
-        capitalised = frozenset(_name(word) for word in _WORD.findall(text) if word != word.lower())
-        return capitalised - _FUNCTION_WORDS
+        return frozenset(name for _, _, name in _names(text))
 
     @staticmethod
     def _support(text: str) -> frozenset[str]:
@@ -149,6 +150,13 @@ _LISTED = """
     within without won't would yes yesterday yet you your yours yourself
 """
 _FUNCTION_WORDS = frozenset(_LISTED.split())
+
+
+def _names(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield the names of a text, with the places where each starts and ends."""
+    for word in _WORD.finditer(text):
+        if word[0] != word[0].lower() and (name := _name(word[0])) not in _FUNCTION_WORDS:
+            yield *word.span(), name
 
 
 def _name(word: str) -> str:
@@ -193,9 +201,7 @@ class Numbers(_Supported):
 
     @staticmethod
     def _claims(text: str) -> frozenset[str]:
-        text = text.casefold().translate(_SEPARATORS)
-        figures = {_figure(number) for number in _FIGURE.findall(text)}
-        return frozenset(figures | {_spelled(*parts) for parts in _SPELLED.findall(text)})
+        return frozenset(number for _, _, number in _numbers(text))
 
     _support = _claims
 
@@ -209,6 +215,17 @@ _SMALL = [
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _TWO_WORDS = rf"({'|'.join(_TENS)})(?:[-–\s]+({'|'.join(_SMALL[1:10])}))?"
 _SPELLED = re.compile(rf"\b(?:{_TWO_WORDS}|({'|'.join(word for word in _SMALL if word != 'one')}))\b")
+
+
+def _numbers(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield the numbers of a text, with the places where each starts and ends."""
+    folded = text.casefold().translate(_SEPARATORS)
+    places = range(len(text))  # of the folded characters, of which a character may become several
+    if len(folded) != len(text):
+        places = [place for place, char in enumerate(text) for _ in char.casefold()]
+    for pattern, read in ((_FIGURE, _figure), (_SPELLED, _spelled)):
+        for found in pattern.finditer(folded):
+            yield places[found.start()], places[found.end() - 1] + 1, read(*found.groups("") or [found[0]])
 
 
 def _figure(number: str) -> str:
@@ -401,6 +418,49 @@ def novel(source: str, text: str, n: int, tokenizer: str = "words") -> float | N
     tokenize = load_tokenizer(tokenizer)
     found = set(ngrams(tokenize(text), n))
     return len(found.difference(ngrams(tokenize(source), n))) / len(found) if found else None
+
+
+def inner_names(text: str) -> set[str]:
+    """Return the words that have a capital letter within a sentence, without case: names for sure.
+
+    >>> sorted(inner_names("Baking pleases Ann. Bob called Ann's brother."))
+    ['ann']
+    """
+    starts = _sentence_starts(text)
+    return {name for start, _, name in _names(text) if start not in starts}
+
+
+def unsupported(texts: Sequence[str], source: str, known: Container[str] = ()) -> list[list[tuple[int, int]]]:
+    """Return for each text where it has names and numbers, as Entities and Numbers find them, that its source has not.
+
+    A place is where it starts and where it ends. The first word of a sentence has its capital letter from there, so it
+    counts only if it is one of the `known` names.
+
+    >>> text = "Baking costs Ann 12 euros, says Bob. Eve pays."
+    >>> [found] = unsupported([text], "Ann: I paid 11 euros.", known={"eve"})
+    >>> [text[start:end] for start, end in found]
+    ['12', 'Bob', 'Eve']
+    """
+    names, numbers = Entities._support(source), Numbers._support(source)
+    return [sorted(_without_support(text, names, numbers, known)) for text in texts]
+
+
+def _without_support(
+    text: str, names: Container[str], numbers: Container[str], known: Container[str]
+) -> Iterator[tuple[int, int]]:
+    starts = _sentence_starts(text)
+    for start, end, name in _names(text):
+        if name not in names and (start not in starts or name in known):
+            yield start, end
+    for start, end, number in _numbers(text):
+        if number not in numbers:
+            yield start, end
+
+
+def _sentence_starts(text: str) -> set[int]:
+    """Return the places of the first words of the sentences."""
+    places = accumulate((len(sentence) for sentence in sentences(text)), initial=0)
+    return {word.start() for place in places if (word := _WORD.search(text, place))}
 
 
 def _share(claims: frozenset[str], support: frozenset[str]) -> float | None:

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.rewards.faithfulness import Copying, Entities, Novelty, Numbers, extractive, novel
+from lastmile_trl.rewards.faithfulness import (
+    Copying,
+    Entities,
+    Novelty,
+    Numbers,
+    extractive,
+    inner_names,
+    novel,
+    unsupported,
+)
 
 DIALOGUE = """Hannah: Hey, do you have Betty's number?
 Amanda: Lemme check.
@@ -325,3 +334,49 @@ def test_wrong_arguments(reward, arguments, message):
     with pytest.raises(InputError) as error:
         reward(**arguments)
     assert message in str(error.value)
+
+
+def strange(text, source, known=()):
+    [found] = unsupported([text], source, known)
+    return [text[start:end] for start, end in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Baking is fun. Later they left. So, Larry asked.", []),  # sentences start with capitals, whatever the word
+        ('"Baking," he said.\nBaking again!\n- Baking (Cooking) on.', ["Cooking"]),
+        ("He saw Dr. Baking of J. Frying.", ["Dr", "Baking", "J", "Frying"]),  # no sentence starts after a title
+        ("They asked Larry and Jerry's aunt", ["Jerry's"]),
+        ("Larry has two cats, 30 dogs and 1,000.0 fish at 5 p.m.", ["30", "5"]),
+        ("Straße, ẞ and ﬁve dogs of İnci’s 30", ["ẞ", "ﬁve", "İnci’s", "30"]),  # of characters that become several
+        ("Agent K9", ["K9", "9"]),
+        ("", []),
+    ],
+)
+def test_what_the_source_does_not_support(text, found):
+    assert strange(text, "Larry paid 1000 for 2.") == found
+
+
+def test_a_known_name_counts_at_the_start_of_a_sentence_too():
+    known = inner_names("Then Jerry left. Baking is what Ann’s brother likes. I'M JERRY")
+    assert known == {"jerry", "ann"}
+    assert strange("Jerry is ill. Baking helps. Anns dog.", "Ann", known) == ["Jerry"]
+
+
+class Everything:
+    def __contains__(self, name):
+        return True
+
+
+WORDS = st.lists(
+    st.sampled_from(["Ann", "ann's", "The", "Bob", "ß", "İ", "3", "three", "1,200", "is.", "É", "e\u0301", "K9", "\n"])
+).map(" ".join)
+
+
+@given(WORDS, WORDS)
+def test_unsupported_is_what_the_rewards_count(text, source):
+    claims = Entities._claims(text) - Entities._support(source), Numbers._claims(text) - Numbers._support(source)
+    parts = strange(text, source, Everything())
+    assert set().union(*map(Entities._claims, parts)) == claims[0]
+    assert claims[1] <= set().union(*map(Numbers._claims, parts)) and bool(parts) == any(claims)
