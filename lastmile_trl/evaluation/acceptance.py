@@ -45,6 +45,8 @@ from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError, RunError, unknown
 from lastmile_trl.evaluation import report
+from lastmile_trl.evaluation.charts import POINTS, curves, decimals_for, frame, number
+from lastmile_trl.evaluation.examples import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,7 +110,7 @@ def acceptance(
     categories = _grouped(pairs, attrgetter("category"))
     by_run = _grouped(samples, attrgetter("run", "decoding"))
     width, bins = _bins([pair.margin for pair in pairs])
-    answers = {(report.plain(pair.prompt), pair.chosen_text): (pair.chosen, pair.chosen_words) for pair in pairs}
+    answers = {(plain(pair.prompt), pair.chosen_text): (pair.chosen, pair.chosen_words) for pair in pairs}
     result = {
         "version": 1,
         "all": _group(pairs, width, bins),
@@ -205,7 +207,7 @@ def table(result: Mapping[str, Any]) -> Table:
                 str(accuracy["rows"]),
                 Text(f"{accuracy['mean']:.3f} {_bounds(accuracy, 2)}", style="red" if _failed(accuracy, least) else ""),
                 DASH if least is None else str(least),
-                *(report.number(value, decimals) for value in (better - worse, better, worse)),
+                *(number(value, decimals) for value in (better - worse, better, worse)),
             )
     return grid
 
@@ -223,7 +225,7 @@ def markdown(result: Mapping[str, Any]) -> str:
                 str(accuracy["rows"]),
                 f"{accuracy['mean']:.3f} {_bounds(accuracy)}",
                 DASH if least is None else str(least),
-                report.number(entry["chosen"] - entry["rejected"], decimals, sign=True),
+                number(entry["chosen"] - entry["rejected"], decimals, sign=True),
             ])  # fmt: skip
         parts.append("\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines))
     parts.append(f"{_legend(result)} The margin is by how much the better answer scores higher, on average.")
@@ -250,8 +252,8 @@ def write_page(
         metric=result["metric"],
         reality=_reality(result),
         examples=_examples(result),
-        curves=report.curves(histories, slots),
-        points=report.POINTS,
+        curves=curves(histories, slots),
+        points=POINTS,
         colours=report.COLOURS,
     )
 
@@ -367,9 +369,9 @@ def _calibration(margins: Sequence[float]) -> dict[str, Any]:
         return min(int((rating[0] - 0.5) * 2 * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)
 
     bins = []
-    for number, group in groupby(rated, key=bin_of):
+    for place, group in groupby(rated, key=bin_of):
         confidences, right = zip(*group, strict=True)
-        edges = {name: 0.5 + (number + step) / (2 * CONFIDENCE_BINS) for name, step in (("low", 0), ("high", 1))}
+        edges = {name: 0.5 + (place + step) / (2 * CONFIDENCE_BINS) for name, step in (("low", 0), ("high", 1))}
         bins.append(edges | {"confidence": fmean(confidences), "accuracy": _share(right)})
     gaps = [each["accuracy"]["rows"] * abs(each["accuracy"]["mean"] - each["confidence"]) for each in bins]
     return {"error": sum(gaps) / len(margins), "bins": bins}
@@ -452,7 +454,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 def _decimals(result: Mapping[str, Any]) -> int:
     scores = [entry[of] for entries in _blocks(result).values() for entry in entries for of in ("chosen", "rejected")]
-    return report.decimals_for(max(map(abs, scores)))
+    return decimals_for(max(map(abs, scores)))
 
 
 def _legend(result: Mapping[str, Any]) -> str:
@@ -472,11 +474,11 @@ def _of_samples(entry: Mapping[str, Any], metric: str | None) -> str:
 def _position(entry: Mapping[str, Any]) -> str:
     if entry["position"] is None:
         return "nowhere between, as references score no higher than rejected answers"
-    return f"at {report.number(entry['position'], 2)} between the rejected answers (0) and the references (1)"
+    return f"at {number(entry['position'], 2)} between the rejected answers (0) and the references (1)"
 
 
 def _coefficient(value: float | None) -> str:
-    return DASH if value is None else report.number(value, 2, sign=True)
+    return DASH if value is None else number(value, 2, sign=True)
 
 
 def _one_line(text: str) -> str:
@@ -509,27 +511,13 @@ def _accuracies(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
             "at": {name: at(accuracy[name]) for name in ("low", "mean", "high")},
             "least": None if least is None else {"said": str(least), "at": max(0.0, at(least))},
             "failed": _failed(accuracy, least),
-            "margin": report.number(entry["chosen"] - entry["rejected"], decimals, sign=True),
-            "spread": margin and [report.number(margin[name], decimals, sign=True) for name in ("q05", "q95")],
-            "chosen": report.number(entry["chosen"], decimals),
-            "rejected": report.number(entry["rejected"], decimals),
+            "margin": number(entry["chosen"] - entry["rejected"], decimals, sign=True),
+            "spread": margin and [number(margin[name], decimals, sign=True) for name in ("q05", "q95")],
+            "chosen": number(entry["chosen"], decimals),
+            "rejected": number(entry["rejected"], decimals),
         }
 
     return {title: [row(entry) for entry in entries] for title, entries in blocks.items()}
-
-
-def _frame(x_from: float, x_to: float, y_from: float, y_to: float) -> tuple[dict, Callable, Callable]:
-    """A figure as large as those of training, and what turns its values into places in it."""
-    left, right, top, bottom = report.LEFT, report.WIDTH - report.RIGHT, report.TOP, report.HEIGHT - report.BOTTOM
-
-    def x(value: float) -> float:
-        return round(left + (right - left) * (value - x_from) / (x_to - x_from), 1)
-
-    def y(value: float) -> float:
-        return round(bottom - (bottom - top) * (value - y_from) / (y_to - y_from), 1)
-
-    size = {"width": report.WIDTH, "height": report.HEIGHT}
-    return size | {"left": left, "right": right, "top": top, "bottom": bottom}, x, y
 
 
 def _margins(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -538,7 +526,7 @@ def _margins(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     figures = []
     for name, group in result["categories"].items():
         rows, most = group["accuracy"]["rows"], max(group["histogram"])
-        frame, x, y = _frame(edges[0], edges[-1], 0, most)
+        panel, x, y = frame(edges[0], edges[-1], 0, most)
         bars = [
             {
                 "x": x(low),
@@ -552,7 +540,7 @@ def _margins(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             if count
         ]
         said = {"low": _edge(edges[0]), "high": _edge(edges[-1]), "most": f"{most / rows:.0%}"}
-        figures.append(frame | said | {"name": name, "bars": bars, "zero": x(0.0)})
+        figures.append(panel | said | {"name": name, "bars": bars, "zero": x(0.0)})
     return figures
 
 
@@ -561,7 +549,7 @@ def _edge(value: float) -> str:
 
 
 def _reliability(calibration: Mapping[str, Any]) -> dict[str, Any]:
-    frame, x, y = _frame(0.5, 1.0, 0.0, 1.0)
+    panel, x, y = frame(0.5, 1.0, 0.0, 1.0)
     most = max(each["accuracy"]["rows"] for each in calibration["bins"])
     points = [
         {
@@ -576,7 +564,7 @@ def _reliability(calibration: Mapping[str, Any]) -> dict[str, Any]:
         for each in calibration["bins"]
     ]
     diagonal = {"from": (x(0.5), y(0.5)), "to": (x(1.0), y(1.0))}
-    return frame | {"points": points, "diagonal": diagonal, "error": f"{calibration['error']:.3f}"}
+    return panel | {"points": points, "diagonal": diagonal, "error": f"{calibration['error']:.3f}"}
 
 
 def _reality(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -591,8 +579,8 @@ def _reality(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": _name(entry),
-            "score": report.number(entry["score"], decimals),
-            "position": None if position is None else report.number(position, 2),
+            "score": number(entry["score"], decimals),
+            "position": None if position is None else number(position, 2),
             "at": None if position is None else {"worse": at(0.0), "better": at(1.0), "mean": at(position)},
             "outside": position is None or not 0 < position < 1,
             "metric": _coefficient(entry["correlation"]["metric"]),
@@ -609,16 +597,16 @@ def _examples(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     examples, decimals = result["examples"], _decimals(result)
 
     def answer(how: str, score: float, text: str) -> dict[str, str]:
-        return {"how": how, "score": report.number(score, decimals), "text": text}
+        return {"how": how, "score": number(score, decimals), "text": text}
 
     def pair(of: Mapping[str, Any]) -> dict[str, Any]:
         answers = [answer(how, of[how], of[f"{how}_text"]) for how in ("chosen", "rejected")]
-        return {"name": of["category"], "prompt": report.plain(of["prompt"]), "answers": answers}
+        return {"name": of["category"], "prompt": plain(of["prompt"]), "answers": answers}
 
     def sample(of: Mapping[str, Any]) -> dict[str, Any]:
-        answers = [answer(f"sample, the reference scoring {report.number(of['reference_score'], decimals)}",
+        answers = [answer(f"sample, the reference scoring {number(of['reference_score'], decimals)}",
                           of["score"], of["text"])]  # fmt: skip
-        return {"name": _name(of), "prompt": report.plain(of["prompt"]), "answers": answers}
+        return {"name": _name(of), "prompt": plain(of["prompt"]), "answers": answers}
 
     titled = {
         "Ranked wrong, the largest margins first": [pair(of) for of in examples["worst"]],

@@ -6,16 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lastmile_trl.evaluation.report import (
-    COLOURS,
-    POINTS,
-    curves,
-    decimals_for,
-    fill,
-    in_order,
-    number,
-    points_of,
-)
+from lastmile_trl.evaluation.charts import POINTS, curves, decimals_for, in_order, number, points_of
+from lastmile_trl.evaluation.report import COLOURS, fill
 from lastmile_trl.run_folder import alarms, environment_of, finished, history, stored_recipe
 from lastmile_trl.screen import note
 

@@ -1,54 +1,15 @@
-"""The evaluation as one page that opens anywhere: answer, table, training curves, examples side by side."""
+"""The evaluation as one page that opens anywhere: answer, tables, curves, examples side by side."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
-from itertools import pairwise
 from pathlib import Path
 
+from lastmile_trl.evaluation.charts import POINTS, curves, decimals_for, distributions, number
+from lastmile_trl.evaluation.examples import browser
 from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED
 from lastmile_trl.files import write_whole
 
 COLOURS = 7
-POINTS = 80
-
-# The curves that say how a run went, in reading order; `*` stands for a reward's or a metric's name.
-CURVES = (
-    "reward",
-    "rewards/*/mean",
-    "eval_reward",
-    "eval_rewards/*/mean",
-    "eval_*",
-    "guidance/reward_*guided",
-    "guidance/*",
-    "kl",
-    "completions/mean_length",
-    "completions/clipped_ratio",
-    "entropy",
-    "loss",
-    "value_loss",
-    "mean_token_accuracy",
-    "accuracy",
-    "margin",
-    "reward_std",
-    "frac_reward_zero_std",
-)
-# Logged beside the evaluation's metrics, but about the machine or the spread.
-UNINTERESTING = (
-    "*runtime",
-    "*per_second",
-    "*num_tokens",
-    "*std",
-    "*completions/min_length",
-    "*completions/max_length",
-    "*_terminated_length",
-    "*clip_ratio*",
-    "*sampling/*",
-    "*tools/*",
-)
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 46, 8, 8, 20
 
 
 def write_report(result: dict, histories: dict[str, list[dict]], path: Path, notes: Sequence[str] = ()) -> Path:
@@ -64,7 +25,16 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
     runs = list(dict.fromkeys([*(entry["run"] for entry in result["results"]), *histories]))
     slots = {run: index % COLOURS for index, run in enumerate(runs)}
     # An unescaped `<` would let a completion close the script element that carries the examples.
-    examples = json.dumps(_browser(result, slots), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    examples = json.dumps(browser(result, slots), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    drawn, spread = curves(histories, slots), distributions(result, slots)
+    corpus, steps = _corpus(result, slots), _steps(result, slots)
+    sections = {
+        "distributions": ("Distributions", spread),
+        "corpus": ("All texts at once", corpus),
+        "steps": ("Post-processing", steps["rows"]),
+        "curves": ("Training", drawn["panels"]),
+        "examples": ("Examples", result["examples"]),
+    }
     return fill(
         "report.html.jinja",
         path,
@@ -72,10 +42,14 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
         answer=answer(result),
         rows=result["rows"],
         baseline=result["baseline"],
+        sections={id: name for id, (name, content) in sections.items() if content},
         notes=notes,
         table=_table(result, slots),
         how_tested=how_tested(result),
-        curves=curves(histories, slots),
+        distributions=spread,
+        corpus=corpus,
+        steps=steps,
+        curves=drawn,
         points=POINTS,
         colours=COLOURS,
         examples=Markup(examples),
@@ -111,7 +85,7 @@ def _title(result: dict) -> str:
 
 def _table(result: dict, slots: dict[str, int]) -> dict:
     """Rows grouped by decoding, because a difference is always taken at the same decoding."""
-    from lastmile_trl.evaluation.comparison import by_decoding, label
+    from lastmile_trl.evaluation.comparison import by_decoding, label, why_no_difference, why_no_value
 
     shown, primary, baseline = by_decoding(result), next(iter(result["metrics"])), result["baseline"]
     entries = [entry for of_decoding in shown.values() for entry in of_decoding]
@@ -126,7 +100,7 @@ def _table(result: dict, slots: dict[str, int]) -> dict:
     ends = [
         d[end] for entry in entries for kind in kinds if (d := _of(entry, kind, primary)) for end in ("low", "high")
     ]
-    low, high = min([0.0, *ends]), max([0.0, *ends])
+    line = {"low": min([0.0, *ends]), "high": max([0.0, *ends]), "rows": result["rows"]}
 
     groups: dict[str, list[dict]] = {}
     for entry in entries:
@@ -138,9 +112,10 @@ def _table(result: dict, slots: dict[str, int]) -> dict:
                 "slot": slots[runs[0]],
                 "details": label(entry).removeprefix(entry["run"]).removeprefix(", "),
                 "differences": [
-                    "baseline"
+                    None
                     if reference is processed
-                    else _whisker(_of(entry, kind, primary), low, high, result["rows"])
+                    else _whisker(_of(entry, kind, primary), **line)
+                    or {"why": why_no_difference(entry, kind, primary, result)}
                     for kind, processed in kinds.items()
                 ],
                 "cells": [
@@ -150,6 +125,7 @@ def _table(result: dict, slots: dict[str, int]) -> dict:
                         ALWAYS_MEASURED.get(name, "higher"),
                         decimals[name],
                     )
+                    or {"why": why_no_value(entry, name)}
                     for name in result["metrics"]
                 ],
             }
@@ -191,7 +167,7 @@ def _whisker(difference: dict | None, low: float, high: float, rows: int) -> dic
     from lastmile_trl.evaluation.comparison import moved, outcome
     from lastmile_trl.evaluation.significance import Difference
 
-    decimals = decimals_for(max(abs(difference["low"]), abs(difference["high"])))
+    decimals = decimals_for(max(-low, high))
     values = {"zero": 0.0} | {key: difference[key] for key in ("low", "mean", "high")}
     return {
         "moved": moved(difference),
@@ -203,177 +179,49 @@ def _whisker(difference: dict | None, low: float, high: float, rows: int) -> dic
     }
 
 
-def decimals_for(size: float) -> int:
-    """How many decimals show three digits of a number of this size.
-
-    >>> [decimals_for(size) for size in (250, 31.4, 2.7, 0.31, 0.004, 0)]
-    [0, 1, 2, 3, 5, 3]
-    """
-    if size == 0 or 0.01 <= size < 1:
-        return 3
-    return min(8, max(0, 2 - math.floor(math.log10(size))))
+# The smaller tables
 
 
-def number(value: float, decimals: int, sign: bool = False) -> str:
-    """A number with a true minus sign and no negative zero.
-
-    >>> number(-0.1234, 2), number(0.5, 1, sign=True), number(-0.001, 2)
-    ('−0.12', '+0.5', '0.00')
-    """
-    value = round(value, decimals) + 0.0
-    return f"{value:{'+' if sign and value else ''}.{decimals}f}".replace("-", "−")
-
-
-def _finite(value: object) -> float | None:
-    """The value as a float, or None where there is no number to show."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
+def _corpus(result: dict, slots: dict[str, int]) -> dict[str, dict]:
+    """By decoding: what describes all texts of a run at once, a dash's reason in place of a number."""
+    tables: dict[str, dict] = {}
+    for run, decodings in result.get("corpus", {}).items():
+        for decoding, values in decodings.items():
+            tables.setdefault(decoding, {})[run] = values
+    return {decoding: _described(of_runs, slots) for decoding, of_runs in tables.items()}
 
 
-# The training curves
+def _described(of_runs: dict[str, dict[str, float | None]], slots: dict[str, int]) -> dict:
+    names = dict.fromkeys(name for values in of_runs.values() for name in values)
+    largest = {name: max(abs(values.get(name) or 0.0) for values in of_runs.values()) for name in names}
 
+    def cell(values: dict[str, float | None], name: str) -> dict[str, str]:
+        if (value := values.get(name)) is None:
+            return {"why": "no text of it has one" if name in values else "not measured of it"}
+        return {"value": number(value, decimals_for(largest[name]))}
 
-def curves(histories: dict[str, list[dict]], slots: dict[str, int]) -> dict:
-    """One panel per logged quantity worth a look, one line per run in it."""
-    keys = dict.fromkeys(key for rows in histories.values() for row in rows for key in row)
-    panels, drawn = [], set()
-    for key in in_order(keys):
-        series = {run: points for run, rows in histories.items() if (points := points_of(rows, key))}
-        if series:
-            panels.append(_panel(key, series, slots))
-            drawn.update(series)
-    return {"panels": panels, "runs": [{"name": run, "slot": slots[run]} for run in histories if run in drawn]}
-
-
-def in_order(keys: Iterable[str]) -> list[str]:
-    """The keys worth a panel, in reading order.
-
-    >>> in_order(["loss", "eval_runtime", "grad_norm", "eval_words", "reward", "rewards/length/std"])
-    ['reward', 'eval_words', 'loss']
-    """
-    kept = [key for key in keys if key == "reward_std" or not any(fnmatchcase(key, p) for p in UNINTERESTING)]
-    return list(dict.fromkeys(key for pattern in CURVES for key in kept if fnmatchcase(key, pattern)))
-
-
-def points_of(rows: list[dict], key: str) -> list[tuple[float, float]]:
-    """The steps at which a finite number was logged under the key, with that number."""
-    return [
-        (step, value)
-        for row in rows
-        if (step := _finite(row.get("step"))) is not None and (value := _finite(row.get(key))) is not None
-    ]
-
-
-def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `POINTS` points: the means of equal bins, as more cannot be told apart.
-
-    >>> len(_thin([(step, 1.0) for step in range(2 * POINTS)])), _thin([(1, 0.5), (2, 0.25)])
-    (80, [(1, 0.5), (2, 0.25)])
-    """
-    if len(points) <= POINTS:
-        return points
-    edges = [len(points) * index // POINTS for index in range(POINTS + 1)]
-    bins = [points[start:end] for start, end in pairwise(edges)]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]
-
-
-def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[str, int]) -> dict:
-    steps = [step for points in series.values() for step, _ in points]
-    thinned = {run: _thin(points) for run, points in series.items()}
-    values = [value for points in thinned.values() for _, value in points]
-    first, last, low, high = min(steps), max(steps), min(values), max(values)
-    decimals = max(0, 1 - math.floor(math.log10(high - low))) if high > low else decimals_for(abs(high))
-
-    def x(step: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * ((step - first) / (last - first) if last > first else 0.5), 1)
-
-    def y(value: float) -> float:
-        return round(TOP + (HEIGHT - TOP - BOTTOM) * ((high - value) / (high - low) if high > low else 0.5), 1)
-
-    lines = [
-        {
-            "run": run,
-            "slot": slots[run],
-            "path": " ".join(f"{x(step)},{y(value)}" for step, value in points),
-            "dots": [(x(step), y(value)) for step, value in points] if len(points) <= 12 else [],
-            "last": f"{run}: {number(points[-1][1], decimals)} at the end",
-        }
-        for run, points in thinned.items()
-    ]
     return {
-        "name": key,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "left": LEFT,
-        "right": WIDTH - RIGHT,
-        "top": TOP,
-        "bottom": HEIGHT - BOTTOM,
-        "low": number(low, decimals),
-        "high": number(high, decimals),
-        "first": f"{first:.0f}",
-        "last": f"{last:.0f}",
-        "zero": y(0.0) if low < 0 < high else None,
-        "lines": lines,
-    }
-
-
-# The examples
-
-
-def _browser(result: dict, slots: dict[str, int]) -> dict:
-    """What the page's script needs: a column per output, and per example the texts and values in that order."""
-    metrics = list(result["metrics"])
-    entries = [(entry["run"], entry["decoding"], entry["postprocessed"]) for entry in result["results"]]
-    examples = []
-    for example in result["examples"]:
-        outputs = {(o["run"], o["decoding"], o["postprocessed"]): o for o in example["outputs"]}
-        examples.append(
-            {
-                "prompt": plain(example["prompt"]),
-                "references": example["references"],
-                "outputs": [_output(outputs.get(entry), metrics) for entry in entries],
-            }
-        )
-    first = entries[0][1]
-    raw = [index for index, (_, decoding, processed) in enumerate(entries) if decoding == first and not processed]
-    others = [index for index in raw if entries[index][0] != result["baseline"]]
-    return {
-        "metrics": metrics,
-        "baseline": next((index for index in raw if index not in others), None),
-        "last": (others or raw)[-1],
-        "columns": [
-            {
-                "run": run,
-                "how": decoding + (", post-processed" if postprocessed else ""),
-                "slot": slots[run],
-                "shown": decoding == first,
-            }
-            for run, decoding, postprocessed in entries
+        "names": list(names),
+        "rows": [
+            {"run": run, "slot": slots[run], "cells": [cell(values, name) for name in names]}
+            for run, values in of_runs.items()
         ],
-        "examples": examples,
     }
 
 
-def _output(output: dict | None, metrics: list[str]) -> dict | None:
-    if output is None:
-        return None
-    values = [_finite(output["metrics"].get(name)) for name in metrics]
-    return {"text": output["text"], "values": [None if v is None else float(f"{v:.6g}") for v in values]}
+def _steps(result: dict, slots: dict[str, int]) -> dict:
+    """How many outputs of a run each step of post-processing changed, and with what the steps were built."""
+    counts = result.get("steps", {})
+    rows = [
+        {"run": run, "slot": slots[run], "decoding": decoding, "counts": list(of_decoding.values())}
+        for run, decodings in counts.items()
+        for decoding, of_decoding in decodings.items()
+    ]
+    built = [entry for entry in result.get("postprocessing", []) if isinstance(entry, dict)]
+    arguments = {name: given for entry in built for name, given in entry.items()}
+    names = next((of_decoding for decodings in counts.values() for of_decoding in decodings.values()), {})
+    return {"names": {name: _listed(arguments.get(name, {})) for name in names}, "rows": rows}
 
 
-def plain(prompt: str | list[dict]) -> str:
-    """A prompt as text; of a conversation every message with its role before it.
-
-    >>> plain([{"role": "user", "content": "Hello?"}])
-    'user: Hello?'
-    """
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{message['role']}: {_content(message['content'])}" for message in prompt)
-
-
-def _content(content: str | list[dict] | None) -> str:
-    if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content)
-    return content or ""
+def _listed(arguments: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in arguments.items())

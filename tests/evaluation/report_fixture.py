@@ -51,6 +51,7 @@ def result(rows: int = 300, evil: bool = True) -> dict:
                 "decoding": decoding,
                 "postprocessed": postprocessed,
                 "metrics": {name: _interval(_values(examples, position, name)) for name in METRICS},
+                "missing": {},
                 "difference": None if position == base else _differences(examples, position, base),
                 "difference_to_postprocessed": None
                 if processed is None

@@ -2,12 +2,17 @@ import json
 import re
 import subprocess
 import sys
+import time
 from copy import deepcopy
 from html.parser import HTMLParser
 
 import pytest
-from report_fixture import EVIL, METRICS, histories, result
+from hypothesis import given
+from hypothesis import strategies as st
+from report_fixture import ENTRIES, EVIL, LEVELS, METRICS, histories, result
 
+from lastmile_trl.evaluation.charts import distributions
+from lastmile_trl.evaluation.examples import browser as browser_of
 from lastmile_trl.evaluation.report import write_report
 
 
@@ -109,7 +114,10 @@ def test_nothing_is_loaded_from_anywhere(tmp_path):
     page = written(tmp_path, logs=histories(20))
     assert "http://" not in page.html and "https://" not in page.html
     assert not re.search(r"url\(|@import|fetch\(|XMLHttp", page.html)
-    assert not [tag for tag, attributes in page.tags if {"src", "href", "srcset"} & attributes.keys()]
+    assert not [tag for tag, attributes in page.tags if {"src", "srcset"} & attributes.keys()]
+    links = [attributes["href"] for _, attributes in page.tags if "href" in attributes]
+    assert links == ["#distributions", "#curves", "#examples"]
+    assert {link[1:] for link in links} <= {attributes.get("id") for _, attributes in page.tags}
 
 
 def test_the_table_says_means_intervals_and_what_moved(tmp_path):
@@ -151,7 +159,7 @@ def test_a_difference_that_is_not_shown_is_drawn_open(tmp_path):
 def test_the_postprocessed_baseline_gets_its_own_column(tmp_path):
     page = written(tmp_path, result(rows=40))
     assert page.cells[0][1:3] == ["rouge/rougeL minus sft ", "rouge/rougeL minus sft, post-processed "]
-    assert [row[1:3] for row in page.cells[2:4]][0] == ["baseline ", "– "]
+    assert page.cells[2][1:3] == ["baseline ", "– it is the baseline itself "]
     assert page.cells[3][0] == "sft post-processed " and page.cells[3][2] == "baseline "
 
 
@@ -188,8 +196,13 @@ def test_a_recipe_over_its_seeds_has_a_row_of_its_own(tmp_path):
         },
     ]
     page = written(tmp_path, content)
-    assert page.cells[4] == ["sft 2 seeds ", "baseline ", "0.320 [0.300, 0.340] ", "– "]
-    assert page.cells[5] == ["grpo 2 seeds ", "+0.020 [+0.010, +0.030] p = 0.010 ", "↑ 0.320 [0.300, 0.340] ", "– "]
+    assert page.cells[4] == ["sft 2 seeds ", "baseline ", "0.320 [0.300, 0.340] ", "– no row has a value "]
+    assert page.cells[5] == [
+        "grpo 2 seeds ",
+        "+0.020 [+0.010, +0.030] p = 0.010 ",
+        "↑ 0.320 [0.300, 0.340] ",
+        "– no row has a value ",
+    ]
     assert [swatch["class"] for swatch in page.find("span") if "swatch" in swatch.get("class", "")] == [
         f"swatch run-{slot}" for slot in (0, 1, 0, 1)
     ]
@@ -206,7 +219,22 @@ def test_a_metric_without_a_value_is_a_dash(tmp_path, missing):
         content["results"][1]["metrics"]["repeated_3grams"] = content["results"][1]["difference"]["repeated_3grams"] = (
             None
         )
-    assert written(tmp_path, content).cells[3][3] == "– "
+    assert written(tmp_path, content).cells[3][3] == "– no row has a value "
+
+
+def test_every_dash_of_the_table_says_why(tmp_path):
+    content = small()
+    content["results"][1]["metrics"]["rouge"] = content["results"][1]["difference"]["rouge"] = None
+    content["results"][1]["missing"] = {"rouge": "the row has a <single> reference"}
+    content["over_seeds"] = [
+        {**content["results"][0], "run": "sft", "seeds": ["sft", "sft-1"]},
+        {**content["results"][1], "run": "grpo", "seeds": ["grpo", "grpo-1"]}
+        | {"difference": {"rouge": difference(0.1, 0.05, 0.2, p=0.01), "repeated_3grams": None}},
+    ]
+    page = written(tmp_path, content)
+    dash = "– the row has a <single> reference "
+    assert page.cells[3][1:3] == [dash, dash] and "<single>" not in page.html
+    assert not [cell for row in page.cells for cell in row if cell.strip() == "–"]
 
 
 def test_values_that_are_no_numbers_do_not_break_the_examples(tmp_path):
@@ -227,8 +255,8 @@ def test_a_conversation_is_shown_with_its_roles(tmp_path):
 
 @pytest.mark.parametrize("logs", [{}, {"sft": []}, {"sft": [{"step": 3, "train_runtime": 2.0}, {"loss": 1.0}]}])
 def test_without_anything_logged_there_are_no_curves(tmp_path, logs):
-    page = written(tmp_path, logs=logs)
-    assert not page.find("figure") and "Training</h2>" not in page.html
+    page = written(tmp_path, small(), logs)
+    assert not page.find("figure") and "Training</h2>" not in page.html and not page.find("nav")
 
 
 def test_a_curve_is_drawn_from_corner_to_corner(tmp_path):
@@ -244,8 +272,8 @@ def test_one_point_and_a_constant_are_drawn_in_the_middle(tmp_path):
 
 
 def test_panels_come_in_reading_order_without_the_machine(tmp_path):
-    names = re.findall(r"<figcaption>(.*?)</figcaption>", written(tmp_path, logs=histories(100)).html)
-    assert names == [
+    page = written(tmp_path, small(), histories(100))
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", page.html) == [
         "reward",
         "rewards/rouge/rougeL/mean",
         "rewards/length/mean",
@@ -285,7 +313,9 @@ def test_it_takes_what_compare_returns(tmp_path):
     }.items()}  # fmt: skip
     content = compare(said, rows, build(["rouge"]), rewarded={"rouge/rougeL"}, postprocessed=("sft",))
     page = written(tmp_path, content)
-    assert [row[0] for row in page.cells[2:]] == ["sft ", "sft post-processed ", "grpo "]
+    assert [row[0] for row in page.cells[2:5]] == ["sft ", "sft post-processed ", "grpo "]
+    steps = [["Run ", "first_block ", "repeated_sentences ", "unfinished_end "], ["sft greedy ", "0 ", "1 ", "0 "]]
+    assert page.cells[5:] == steps
     assert json.loads(page.scripts[0])["examples"][2]["outputs"][2]["text"] == "it is blue"
 
 
@@ -293,6 +323,122 @@ def test_importing_it_loads_nothing_heavy():
     heavy = "{'torch', 'jinja2', 'numpy', 'transformers'}"
     code = f"import sys, lastmile_trl.evaluation.report; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def said(text: str, prompt: str = "Ann: pay 3 euros.", **more) -> dict:
+    """What the page's script gets of one output of one run."""
+    content = small()
+    entry = {"run": "grpo", "decoding": "greedy", "postprocessed": False, "text": text, "metrics": {"rouge": 0.25}}
+    content["examples"] = [{"prompt": prompt, "references": ["Later Bob came."], "outputs": [entry | more]}]
+    [example] = browser_of(content, {"sft": 0, "grpo": 1})["examples"]
+    assert example["outputs"][0] is None, "sft has no output here"
+    return example["outputs"][1]
+
+
+def test_what_is_marked_comes_as_places_in_the_text():
+    # Bob is a name within a sentence of the reference, so it is one at the start of a sentence too; Baking is not
+    output = said("\n Bob paid 4. Baking, said Ann, who paid 4.")
+    assert output == {
+        "text": "Bob paid 4. Baking, said Ann, who paid 4.",
+        "strange": [0, 3, 9, 10, 39, 40],
+        "values": [0.25, None],
+    }
+    assert said("so it is, and so it is, ok")["repeats"] == [14, 23]
+    assert said("Ann 3") == {"text": "Ann 3", "values": [0.25, None]}
+
+
+def test_places_are_counted_as_javascript_counts():
+    assert said("🙂 4")["strange"] == [3, 4]
+    assert said("half a pair \ud83d 4")["strange"] == [14, 15]
+
+
+def test_what_stands_for_several_samples_brings_all_of_them():
+    output = said("Ann 4", samples=["Ann 4", "Ann 3", "Ann 5"])
+    assert output["strange"] == [4, 5]
+    assert output["samples"] == [{"text": "Ann 3"}, {"text": "Ann 5", "strange": [4, 5]}]
+
+
+def words_of(*outputs: tuple[str, str, list[float]]) -> list[dict]:
+    """The distributions of words of runs, each with its decoding and a value a row."""
+    rows = zip(*([(run, decoding, value) for value in values] for run, decoding, values in outputs), strict=True)
+    entry = {"postprocessed": False, "text": ""}
+    examples = [
+        {"outputs": [{"run": run, "decoding": at, "metrics": {"words": value}, **entry} for run, at, value in row]}
+        for row in rows
+    ]
+    return distributions({"metrics": {"words": {}}, "examples": examples}, {"sft": 0, "grpo": 1})
+
+
+def test_a_distribution_is_the_share_of_each_whole_number():
+    [spread] = words_of(("sft", "greedy", [1.0, 1.0, 3.0, None]), ("grpo", "greedy", [2.0, 2.0, 2.0, 2.0]))
+    [panel] = spread["panels"]
+    assert (panel["low"], panel["high"], panel["first"], panel["last"]) == ("0%", "100%", "1", "3")
+    assert panel["bins"] == "bins of 1" and panel["said"] == "sft has the median 1.0, grpo has the median 2.0"
+    # three bins from 46 to 312, two thirds and one third of the height from 130 to 8
+    sft, grpo = (line["path"] for line in panel["lines"])
+    assert sft == "46.0,130.0 46.0,48.7 134.7,48.7 134.7,130.0 223.3,130.0 223.3,89.3 312.0,89.3 312.0,130.0"
+    assert grpo == "46.0,130.0 46.0,130.0 134.7,130.0 134.7,8.0 223.3,8.0 223.3,130.0 312.0,130.0 312.0,130.0"
+    assert panel["lines"][0]["said"] == "sft: the middle half from 1.0 to 3.0, of 3"
+
+
+def test_a_distribution_ends_where_nearly_all_values_do():
+    values = [place / 1000 for place in range(1000)] + [900.0]
+    [spread] = words_of(("sft", "greedy", values))
+    [panel] = spread["panels"]
+    assert (panel["bins"], panel["first"], panel["last"], panel["high"]) == ("bins of 0.05", "0.00", "≥ 1.00", "5%")
+    assert len(panel["lines"][0]["path"].split()) == 2 * 20 + 2
+
+
+def test_distributions_come_by_decoding():
+    both = words_of(("sft", "greedy", [1.0]), ("sft", "sampled", [0.5]), ("grpo", "sampled", [0.5]))
+    assert [(spread["decoding"], [run["name"] for run in spread["runs"]]) for spread in both] == [
+        ("greedy", ["sft"]),
+        ("sampled", ["sft", "grpo"]),
+    ]
+    assert [(panel["first"], panel["last"]) for spread in both for panel in spread["panels"]] == [
+        ("1", None),
+        ("0.50", "0.55"),
+    ]
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.integers(-50, 50).map(float), min_size=1, max_size=300))
+def test_a_distribution_holds_every_value_in_bins_that_follow_each_other(values):
+    [panel] = words_of(("sft", "greedy", values))[0]["panels"]
+    points = [tuple(map(float, point.split(","))) for point in panel["lines"][0]["path"].split()]
+    assert points[0] == (46.0, 130.0) and points[-1] == (312.0, 130.0)
+    assert points == sorted(points, key=lambda point: point[0]) and len(points) <= 2 * 60 + 2
+    highest = float(panel["high"].rstrip("%")) / 100
+    shares = [highest * (130 - y) / 122 for _, y in points[1:-1:2]]
+    assert sum(shares) == pytest.approx(1, abs=0.01 * len(shares) + 0.01)
+
+
+def test_the_distributions_are_drawn_with_words_for_who_cannot_see_them(tmp_path):
+    page = written(tmp_path, result(rows=40))
+    labels = [svg["aria-label"] for svg in page.find("svg", role="img")]
+    assert len(labels) == 2 * len(METRICS)
+    assert re.fullmatch(r"words, shares of outputs in bins of 1 from \d+ to \d+: sft has the median .*", labels[0])
+    assert "<summary>sampled decoding</summary>" in page.html
+
+
+def test_all_texts_at_once_and_the_steps_have_tables(tmp_path):
+    content = small() | {
+        "steps": {"sft": {"greedy": {"first_block": 3, "length": 0}}},
+        "postprocessing": ["first_block", {"length": {"words": 31}}],
+        "corpus": {
+            "sft": {"greedy": {"distinct_1": 0.25, "self_bleu": None}},
+            "grpo": {"greedy": {"distinct_1": 20.5}},
+        },
+    }
+    page = written(tmp_path, content)
+    assert page.cells[4:] == [
+        ["greedy decoding ", "distinct_1 ", "self_bleu "],
+        ["sft ", "0.2 ", "– no text of it has one "],
+        ["grpo ", "20.5 ", "– not measured of it "],
+        ["Run ", "first_block ", "length words 31 "],
+        ["sft greedy ", "3 ", "0 "],
+    ]
+    assert [link["href"] for link in page.find("a")] == ["#corpus", "#steps"]
+    assert "Post-processing" not in written(tmp_path, small()).html
 
 
 @pytest.fixture(scope="module")
@@ -313,13 +459,13 @@ def page(browser):
 
 def choose(page, **values):
     """Set the fields by id as a person would, the search included."""
-    for name, value in values.items():
-        page.execute_script(
-            "const field = document.getElementById(arguments[0]); field.value = arguments[1];"
-            "field.dispatchEvent(new Event(field.type === 'search' ? 'input' : 'change'));",
-            name,
-            str(value),
-        )
+    page.execute_script(
+        "for (const [name, value] of Object.entries(arguments[0])) {"
+        "  const field = document.getElementById(name); field.value = value;"
+        "  field.dispatchEvent(new Event(field.tagName === 'INPUT' ? 'input' : 'change'));"
+        "}",
+        {name: str(value) for name, value in values.items()},
+    )
 
 
 def texts(page, selector: str) -> list[str]:
@@ -329,6 +475,7 @@ def texts(page, selector: str) -> list[str]:
 
 
 def test_browser_shows_twenty_rows_at_a_time(page):
+    choose(page, metric="")
     assert texts(page, "#count") == ["20 of 300 rows shown"]
     page.execute_script("document.getElementById('more').click()")
     assert texts(page, "#count") == ["40 of 300 rows shown"]
@@ -340,15 +487,16 @@ def test_browser_shows_twenty_rows_at_a_time(page):
 
 
 def test_browser_shows_what_a_model_wrote_as_text(page):
+    choose(page, metric="")
     assert texts(page, ".example:first-child .prompt") == ["Summarise " + EVIL]
     assert texts(page, ".example:first-child .output .text")[0] == EVIL
     assert page.execute_script("return [document.scripts.length, document.images.length]") == [2, 0]
 
 
 def test_browser_searches_all_words_anywhere(page):
-    choose(page, search="R0123 row")
+    choose(page, search="R0123 row", metric="")
     assert texts(page, ".example h3") == ["Row 124"]
-    assert texts(page, "#count") == ["1 of 1 matching rows shown"]
+    assert texts(page, "#count")[0].startswith("1 of 300 rows match, 1 shown")
     choose(page, search="no such words")
     assert texts(page, "#count") == ["No row matches."] and texts(page, ".example") == []
     choose(page, search="")
@@ -373,19 +521,108 @@ def by_hand(run: int, minus: int | None = None) -> list[float]:
 def test_browser_sorts_by_a_metric_and_by_a_difference(page, minus, order, rank):
     choose(page, metric=0, run=2, minus="" if minus is None else minus, order=order)
     values = by_hand(2, minus)
-    # rounded as the page's own numbers are, so that ties fall the same way
-    expected = sorted(range(300), key=lambda row: (rank(round(values[row], 9)), row))[:20]
-    assert [round(values[int(title.split()[1]) - 1], 9) for title in texts(page, ".example h3")] == [
-        round(values[row], 9) for row in expected
+    expected = sorted(range(300), key=lambda row: rank(values[row]))[:20]
+    # rows that tie may stand in any order
+    assert [rank(values[row]) for row in rows_shown(page)] == pytest.approx([rank(values[row]) for row in expected])
+    first = values[rows_shown(page)[0]]
+    sign = "−" if first < 0 else "+" if minus is not None else ""
+    assert texts(page, ".rank")[0] == f"rouge/rougeL {sign}{abs(first):.3f}"
+
+
+def test_browser_begins_anew_when_one_comes_back(page):
+    choose(page, metric=1, order="up", search="Olivia", where=0, bound=0.3)
+    page.get("about:blank")
+    page.back()
+    values = "return ['metric', 'order', 'search', 'where', 'bound'].map(id => document.getElementById(id).value)"
+    assert page.execute_script(values) == ["0", "size", "", "", ""]
+    assert texts(page, "#count")[0].startswith("20 of 300 rows shown")
+
+
+def test_browser_is_used_with_the_keys_alone(page):
+    from selenium.webdriver.common.keys import Keys
+
+    field = page.find_element("id", "search")
+    field.send_keys("r0123", Keys.ENTER)
+    assert rows_shown(page) == [123] and page.current_url == page.report
+    field.send_keys(Keys.CONTROL, "a", Keys.BACKSPACE)
+    page.find_element("css selector", "#filter summary").send_keys(Keys.ENTER)
+    for name, keys in {"metric": "order", "where": "words", "where-minus": "nothing", "bound": "20"}.items():
+        page.find_element("id", name).send_keys(keys)
+    words = [example["outputs"][3]["metrics"]["words"] for example in result(rows=300)["examples"]]
+    assert rows_shown(page) == [row for row, count in enumerate(words) if count >= 20][:20]
+
+
+CHOSEN = (
+    "return ['metric', 'run', 'minus', 'order'].map(id => document.getElementById(id).selectedOptions[0].textContent)"
+)
+
+
+def test_browser_starts_with_what_changed_most_from_the_baseline_to_the_last_run(page):
+    chosen = ["rouge/rougeL", "grpo-length, greedy", "sft, greedy", "largest either way first"]
+    assert page.execute_script(CHOSEN) == chosen
+    assert texts(page, "[aria-pressed=true]") == ["Largest either way"]
+    values = by_hand(3, 0)
+    shown = [abs(values[row]) for row in rows_shown(page)]
+    assert shown == pytest.approx(sorted(map(abs, values), reverse=True)[:20])
+    assert texts(page, "#count") == [
+        "20 of 300 rows shown, by rouge/rougeL of grpo-length (greedy) minus sft (greedy), largest either way first"
     ]
-    sign = "−" if values[expected[0]] < 0 else "+" if minus is not None else ""
-    assert texts(page, ".rank")[0] == f"rouge/rougeL {sign}{abs(values[expected[0]]):.3f}"
 
 
-def test_browser_starts_a_sort_with_the_last_run_minus_the_baseline(page):
-    choose(page, metric=0)
-    chosen = "return ['run', 'minus'].map(id => document.getElementById(id).selectedOptions[0].textContent)"
-    assert page.execute_script(chosen) == ["grpo-length, greedy", "sft, greedy"]
+def rows_shown(page) -> list[int]:
+    return [int(title.split()[1]) - 1 for title in texts(page, ".example h3")]
+
+
+def press(page, text: str):
+    """A click on the button that says so."""
+    page.execute_script(
+        "[...document.querySelectorAll('button')].find(b => b.textContent === arguments[0]).click()", text
+    )
+
+
+def test_browser_shows_the_biggest_wins_and_losses(page):
+    values = by_hand(3, 0)
+    choose(page, metric="", run=1, minus="")
+    press(page, "Biggest wins")
+    assert [values[row] for row in rows_shown(page)] == pytest.approx(sorted(values, reverse=True)[:20])
+    press(page, "Biggest losses")
+    assert [values[row] for row in rows_shown(page)] == pytest.approx(sorted(values)[:20])
+    # where less is better, who lost most has the most
+    choose(page, metric=list(METRICS).index("repeated_3grams"))
+    assert texts(page, "[aria-pressed=true]") == ["Biggest wins"]
+    press(page, "Biggest losses")
+    assert page.execute_script(CHOSEN)[3] == "highest first"
+
+
+@pytest.mark.parametrize(
+    ("choices", "kept"),
+    [
+        ({"where-minus": "", "side": "least", "bound": 0.4}, lambda run, base: run >= 0.4),
+        ({"where-minus": 0, "side": "most", "bound": "-0.1"}, lambda run, base: round(run - base, 9) <= -0.1),
+        ({"where-minus": 0, "side": "least", "bound": ""}, lambda run, base: True),
+    ],
+)
+def test_browser_filters_by_a_metric_and_by_a_difference(page, choices, kept):
+    choose(page, metric="", where=0, **{"where-run": 2}, **choices)
+    expected = [row for row, (run, base) in enumerate(zip(by_hand(2), by_hand(0), strict=True)) if kept(run, base)]
+    assert rows_shown(page) == expected[:20]
+    said = f"{len(expected)} of 300 rows match, 20 shown" if len(expected) < 300 else "20 of 300 rows shown"
+    assert texts(page, "#count") == [said]
+    # the search goes on within them
+    choose(page, search=f"r{expected[3]:04d}")
+    assert rows_shown(page) == [expected[3]]
+
+
+def test_browser_filters_by_what_is_marked_in_the_outputs_shown(page):
+    columns = [column for column, (_, decoding, _) in enumerate(ENTRIES) if decoding == "greedy"]
+    browsed = browser_of(result(rows=300), dict.fromkeys(LEVELS, 0))["examples"]
+    for choice, kinds in (("repeats", {"repeats"}), ("strange", {"strange"}), ("any", {"repeats", "strange"})):
+        choose(page, metric="", marks=choice)
+        expected = [
+            row for row, example in enumerate(browsed) if any(kinds & example["outputs"][c].keys() for c in columns)
+        ]
+        assert 20 < len(expected) < 300 or choice != "repeats"
+        assert rows_shown(page) == expected[:20]
 
 
 def test_browser_shows_and_hides_outputs(page):
@@ -395,10 +632,45 @@ def test_browser_shows_and_hides_outputs(page):
     assert texts(page, ".example:first-child .label b") == ["sft", "grpo", "grpo-length", "sft"]
 
 
-def test_browser_marks_what_an_output_repeats(page):
-    marked = page.execute_script("return marked('a b c d, a b c e').map(n => n.outerHTML ?? n)")
-    assert marked == ["a b c d, ", "<mark>a b c</mark>", " e"]
-    assert page.execute_script("return marked('a b a b').map(n => n.outerHTML ?? n)") == ["a b a b"]
+def test_browser_marks_repeats_and_underlines_what_was_not_given(page):
+    said = {"text": "Bob paid. Bob paid 9", "repeats": [10, 18], "strange": [10, 13, 19, 20]}
+    marked = page.execute_script("return marked(arguments[0]).map(n => n.outerHTML ?? n)", said)
+    strange, repeat = 'title="not in what the model was given"', 'title="said before"'
+    assert marked == [
+        "Bob paid. ",
+        f"<mark {repeat}><u {strange}>Bob</u></mark>",
+        f"<mark {repeat}> paid</mark>",
+        " ",
+        f"<u {strange}>9</u>",
+    ]
+    lines = page.execute_script(
+        "return ['u', 'mark'].map(tag => { const style = getComputedStyle(document.querySelector(tag));"
+        "return [style.textDecorationStyle, style.backgroundColor === 'rgba(0, 0, 0, 0)']; })"
+    )
+    assert lines == [["wavy", True], ["solid", False]], "they are told apart without colours too"
+
+
+MILLISECONDS = """
+const [name, value, done] = arguments, field = document.getElementById(name), start = performance.now();
+field.value = value;
+field.dispatchEvent(new Event(field.tagName === "INPUT" ? "input" : "change"));
+requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
+"""
+
+
+def test_browser_stays_quick_with_two_thousand_rows(page, tmp_path):
+    content = result(rows=200)
+    content["examples"] *= 10
+    path = write_report(content, {}, tmp_path / "report.html")
+    start = time.perf_counter()
+    page.get(path.as_uri())
+    loaded = 1000 * (time.perf_counter() - start)
+    assert texts(page, "#count")[0].startswith("20 of 2000 rows shown")
+    choices = {"order": "down", "metric": 1, "search": "laundry", "where": 0, "bound": 0.02, "marks": "any"}
+    took = {name: page.execute_async_script(MILLISECONDS, name, str(value)) for name, value in choices.items()}
+    assert "rows match, 20 shown" in texts(page, "#count")[0]
+    # several times what it takes on a machine that is busy
+    assert loaded < 5000 and max(took.values()) < 1000
 
 
 @pytest.mark.parametrize("width", [390, 768, 1280])
