@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -287,7 +286,7 @@ def _run(words: argparse.Namespace) -> int:
 
 def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
     """Check all stages first, then run them in order, each in its own process, up to the first failure."""
-    from .launch import Launch
+    from .launch import Launch, start
     from .preflight import check
     from .recipe import IN_ONE_PROCESS
 
@@ -316,7 +315,10 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
         started = time.monotonic()
         own = launch.alone() if recipe.method in IN_ONE_PROCESS or _only_evaluates(recipe, words) else launch
         environment = own.environment(words.debug, words.force)
-        code = subprocess.run(own.command(recipe), env=environment).returncode
+        code = start(own.command(recipe), environment)
+        if code > 128:
+            note(f"{title} was stopped; the same command goes on from its last checkpoint.")
+            return code
         if code:
             note(f"{title} failed; the stages after it were not started.")
             return 1

@@ -3,13 +3,19 @@
 import os
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, did_you_mean
 from .recipe import Recipe, shipped
+
+if TYPE_CHECKING:
+    import psutil
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,46 @@ class Launch:
         if debug:
             extra["LASTMILE_DEBUG"] = "1"
         return {**usual, **os.environ, **extra}
+
+
+def start(command: list[str], environment: dict[str, str]) -> int:
+    """Run a stage; its exit code, or 128 and the number of the signal that ended it.
+
+    The stage has a session of its own. A signal goes to the processes that train, and not to their launcher, which
+    would leave them behind, so that they save before they leave.
+    """
+    import psutil
+
+    heard: list[int] = []
+    asked: set[psutil.Process] = set()
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def forward(number: int, frame: Any) -> None:
+        heard.append(number)
+        workers = _workers(process.pid)
+        asked.update(workers)
+        for worker in workers or [process]:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has just left
+                worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        code = process.wait()
+        psutil.wait_procs(list(asked))  # whose launcher may have been ended before them
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + heard[0] if heard and code else code
+
+
+def _workers(launcher: int) -> "list[psutil.Process]":
+    """The processes that train, below their launcher."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(launcher).children(recursive=True)
+        return [child for child in children if "lastmile_trl" in child.cmdline()]
+    return []
 
 
 def _locate(name: str) -> Path:

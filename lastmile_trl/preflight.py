@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import data as data_module
 from . import rewards
+from .checkpoints import check_processes
 from .errors import InputError, RunError, did_you_mean, unknown
 from .evaluation import postprocess
 from .evaluation.metrics import ALWAYS_MEASURED
@@ -54,6 +55,7 @@ def check(
         _go_offline_without_connection(findings.notes)
     checks: list[Callable[[], None]] = [
         lambda: check_run_folder(recipe, force),
+        lambda: None if force else check_processes(recipe.run, processes),
         lambda: _check_models(recipe, upcoming),
         lambda: _check_critic(recipe, upcoming, distributed),
         lambda: _check_guide(recipe, upcoming, distributed, findings),

@@ -143,6 +143,8 @@ HINTS = {
     "eval_strategy": "use evaluation.every",
     "eval_steps": "use evaluation.every",
     "do_eval": "use evaluation.every",
+    "save_only_model": "a run could not go on from such a checkpoint: set save_total_limit to need less room",
+    "enable_jit_checkpoint": "a run that gets SIGTERM or Ctrl-C saves before it leaves",
     "resume_from_checkpoint": "`lastmile run` continues an unfinished run by itself",
     "chat_template_kwargs": "SFT and evaluation would not see it: choose a model whose template needs none",
     "chat_template_path": "RL and evaluation would not see it: save the tokenizer with its template beside the model",

@@ -4,13 +4,14 @@ import importlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import data as data_module
-from . import models, preflight, rewards
+from . import checkpoints, models, preflight, rewards
 from .errors import InputError, RunError
 from .evaluation import postprocess
 from .files import write_whole
@@ -129,18 +130,22 @@ def _load_class(path: str) -> type:
 
 def _train(recipe: Recipe) -> None:
     from accelerate import PartialState
-    from transformers.trainer_utils import get_last_checkpoint
 
     state = PartialState()
     if not environment_of(recipe.run).get("trained"):
+        checkpoint = _goes_on_from(recipe.run)
         trainer, held_out, task = _build(recipe)
         _add_callbacks(trainer, recipe, held_out, task)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(recipe.run)))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.left and trainer.state.global_step < trainer.state.max_steps:
+            _leave(trainer)
         trainer.save_model(str(recipe.run))
         if state.is_main_process:
             # TRL's frozen copy of the adapter that training went on from; PEFT saves it along.
             shutil.rmtree(recipe.run / "ref", ignore_errors=True)
             write_environment(recipe, state, trained=now())
+        if trainer.left:
+            _leave(trainer)
         if recipe.method != "reward":
             _evaluate(trainer, recipe, held_out, task)
             if not _asks_models(recipe):
@@ -158,6 +163,27 @@ def _train(recipe: Recipe) -> None:
         beside = _baselines(recipe, {name: run}, rows, held_out)
         steps = postprocess.build(recipe.evaluation.steps, rows.train["references"])
         _write_own_comparison(recipe, outputs, held_out, metrics, steps, beside)
+
+
+def _goes_on_from(run: Path) -> str | None:
+    """The checkpoint that all processes go on from."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState()
+    found = [None]
+    if state.is_main_process and (checkpoint := checkpoints.newest(run)):
+        checkpoints.check_processes(run, state.num_processes)
+        found = [str(checkpoint)]
+    return broadcast_object_list(found)[0] if state.num_processes > 1 else found[0]
+
+
+def _leave(trainer: "Trainer") -> NoReturn:
+    """End the stage early, as a signal asked."""
+    if trainer.accelerator.is_main_process:
+        state = trainer.state
+        note(f"Saved at step {state.global_step} of {state.max_steps} in {trainer.run}.")
+    sys.exit(128 + trainer.left)
 
 
 def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:
@@ -258,7 +284,9 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
     if recipe.guidance:
         trainer_class, guidance = _guided(trainer_class, recipe, model_config, tokenizer)
         more |= guidance
-    trainer = trainer_class(
+    from .trainers.lasting import lasting
+
+    trainer = lasting(trainer_class)(
         model=model,
         args=arguments,
         train_dataset=dataset,

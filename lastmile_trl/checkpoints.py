@@ -1,0 +1,104 @@
+"""The checkpoints of a run: how one gets into its place whole, and which one a run goes on from."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from .errors import InputError
+from .screen import note
+
+MANIFEST = "complete.json"  # of a checkpoint: its files with their sizes, and how many processes wrote it
+WRITING = "writing"  # where one lies until it is whole
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def seal(folder: Path, processes: int) -> None:
+    """Write down what the checkpoint holds, once all of that has reached the disk."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    for file in files:
+        _sync(file)
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"processes": processes, "files": sizes}, indent=1), encoding="utf-8")
+    for path in [manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        _sync(path)
+
+
+def put_in_place(folder: Path, run: Path) -> Path:
+    """Move a sealed checkpoint to where runs look for them; what stands there is an older one of the same step."""
+    place = run / folder.name
+    if place.exists():
+        _set_aside(place, run, "it was written again")
+    folder.rename(place)
+    _sync(run)
+    return place
+
+
+def newest(run: Path) -> Path | None:
+    """The newest whole checkpoint; what is newer and broken is set aside, never loaded and never deleted."""
+    for folder in _by_step(run / WRITING):
+        if reason := broken(folder):
+            _set_aside(folder, run, reason)
+        else:  # the process was stopped before it could move it
+            put_in_place(folder, run)
+    for folder in _by_step(run):
+        if reason := broken(folder):
+            _set_aside(folder, run, reason)
+        else:
+            return folder
+    return None
+
+
+def broken(folder: Path) -> str | None:
+    """Why nothing can go on from this checkpoint; None if it is whole."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"writing it was not finished: it has no {MANIFEST}"
+    for name, size in manifest["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (folder / name).stat().st_size != size:
+            return f"{name} has {(folder / name).stat().st_size} bytes instead of {size}"
+    return None
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """What the checkpoint should hold; None where nothing legible says so."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def check_processes(run: Path, processes: int) -> None:
+    """Refuse to go on with another number of processes, whose rows and random numbers would be others."""
+    folder = next((folder for folder in _by_step(run) if not broken(folder)), None)
+    if folder and (wrote := read_manifest(folder)["processes"]) != processes:
+        raise InputError(
+            f"{folder} was written by {wrote} process{'es' if wrote > 1 else ''} and cannot go on with {processes}: "
+            f"use --num_processes {wrote}, or begin anew with --force."
+        )
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _set_aside(folder: Path, run: Path, reason: str) -> None:
+    """Out of the way, under a name that nothing loads."""
+    names = (run / f"broken-{folder.name}{f'-{number}' if number else ''}" for number in range(10**6))
+    aside = next(name for name in names if not name.exists())
+    folder.rename(aside)
+    note(f"{folder} is set aside as {aside} and not used ({reason}); remove it if it is of no use to you.")
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written, so that a power cut after it changes nothing."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,180 @@
+"""Runs that are stopped at some moment and go on: nothing is lost, nothing is different."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lastmile_trl import checkpoints, preflight, run_folder, train
+from lastmile_trl.errors import InputError
+
+from .test_train import recipe  # noqa: F401
+
+LENGTHS = {"max_steps": 11, "logging_steps": 3, "save_strategy": "steps", "save_steps": 4}  # 8 steps are an epoch
+SEVERAL = {"steps_per_generation": 2, "num_iterations": 2}  # 4 steps of one micro-batch for each generation
+
+
+def signalled(completions, trainer_state=None, **columns):
+    """Sends this process a signal in a step, once."""
+    step, number = os.environ.get("SIGNAL_IN", "-1 0").split()
+    if trainer_state and trainer_state.global_step == int(step):
+        os.environ["SIGNAL_IN"] = "-1 0"
+        os.kill(os.getpid(), int(number))
+    return [-len(text) / 40 for text in completions]
+
+
+@pytest.fixture
+def stage(recipe):  # noqa: F811
+    def build(method, run, **training):
+        rewards = {"rewards": ["tests.test_lasting:signalled"]} if method != "sft" else {}
+        return recipe(method, run=run, training={**LENGTHS, **training}, **rewards)
+
+    return build
+
+
+def logged(run):
+    """Every logged step without the clock."""
+    rows = [row for row in run_folder.history(run) if "loss" in row]
+    return [{key: value for key, value in row.items() if "time" not in key and "per_second" not in key} for row in rows]
+
+
+def assert_same(one, other):
+    assert logged(one) == logged(other)
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "step", "saved"),
+    [
+        ("grpo", {}, 9, 10),  # in the second epoch, between two logged steps, where no checkpoint is planned
+        ("rloo", {}, 4, 5),
+        ("ppo", {"num_iterations": 1}, 9, 10),
+        ("grpo", SEVERAL, 4, 8),  # the completions of step 4 are trained on until step 8
+        ("ppo", SEVERAL, 8, None),  # all is trained before the next boundary, and only the evaluation is left
+    ],
+)
+def test_a_run_that_gets_a_signal_saves_and_goes_on_as_if_it_had_not(stage, monkeypatch, method, training, step, saved):
+    whole, stopped = stage(method, "whole", **training), stage(method, "stopped", **training)
+    train.run(whole)
+    monkeypatch.setenv("SIGNAL_IN", f"{step} {signal.SIGTERM:d}")
+    with pytest.raises(SystemExit) as left:
+        train.run(stopped)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert run_folder.is_trained(stopped) == (saved is None)
+    assert checkpoints.newest(stopped.run).name == f"checkpoint-{saved or 8}"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train.run(stopped)
+    assert_same(whole.run, stopped.run)
+
+
+def test_two_signals_of_the_keyboard_stop_at_once(stage, monkeypatch):
+    def twice(completions, **columns):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return [0.0 for _ in completions]
+
+    monkeypatch.setattr("tests.test_lasting.signalled", twice)
+    stopped = stage("grpo", "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        train.run(stopped)
+    assert checkpoints.newest(stopped.run) is None
+
+
+def test_a_run_that_is_ended_after_its_last_step_trains_no_step_more(stage, monkeypatch):
+    keys = {"save_steps": 11}
+    whole, ended = stage("grpo", "whole", **keys), stage("grpo", "ended", **keys)
+    train.run(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("lastmile_trl.trainers.lasting.Lasting.save_model", fails_outside_checkpoints, raising=False)
+        with pytest.raises(OSError, match="disk"):
+            train.run(ended)
+    assert checkpoints.newest(ended.run).name == "checkpoint-11"
+    train.run(ended)
+    assert_same(whole.run, ended.run)
+
+
+def fails_outside_checkpoints(self, output_dir=None, _internal_call=False):
+    if not _internal_call:
+        raise OSError("no disk")
+    super(type(self).__mro__[1], self).save_model(output_dir, _internal_call)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with three whole checkpoints."""
+    for step in (1, 2, 10):
+        folder = tmp_path / checkpoints.WRITING / f"checkpoint-{step}"
+        (folder / "ref").mkdir(parents=True)
+        (folder / "weights").write_bytes(b"12345678")
+        (folder / "ref" / "weights").write_bytes(b"1234")
+        checkpoints.seal(folder, 1)
+        checkpoints.put_in_place(folder, tmp_path)
+    return tmp_path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != checkpoints.WRITING)
+
+
+def test_the_newest_is_that_of_the_last_step(run):
+    assert checkpoints.newest(run) == run / "checkpoint-10"
+    assert json.loads((run / "checkpoint-1" / "complete.json").read_text()) == {
+        "processes": 1,
+        "files": {"ref/weights": 4, "weights": 8},
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "weights").write_bytes(b"1234"), "weights has 4 bytes instead of 8"),
+        (lambda folder: (folder / "ref" / "weights").unlink(), "ref/weights is missing"),
+        (lambda folder: (folder / "complete.json").unlink(), "it has no complete.json"),
+        (lambda folder: (folder / "complete.json").write_text('{"processes": 1, "fi'), "it has no complete.json"),
+    ],
+)
+def test_a_broken_one_is_set_aside_and_said(run, capsys, damage, reason):
+    damage(run / "checkpoint-10")
+    kept = sorted(path.name for path in (run / "checkpoint-10").iterdir())
+    assert checkpoints.newest(run) == run / "checkpoint-2"
+    assert names(run) == ["broken-checkpoint-10", "checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in (run / "broken-checkpoint-10").iterdir()) == kept
+    said = capsys.readouterr().err
+    assert f"{run / 'checkpoint-10'} is set aside as {run / 'broken-checkpoint-10'}" in said and reason in said
+
+
+def test_of_what_was_being_written_only_the_whole_is_used(run, capsys):
+    writing = run / checkpoints.WRITING
+    for step in (11, 12):
+        (writing / f"checkpoint-{step}").mkdir(parents=True)
+        (writing / f"checkpoint-{step}" / "weights").write_bytes(b"1")
+    checkpoints.seal(writing / "checkpoint-11", 1)
+    assert checkpoints.newest(run) == run / "checkpoint-11"
+    assert "broken-checkpoint-12" in names(run) and "is set aside" in capsys.readouterr().err
+    (writing / "checkpoint-12").mkdir()
+    checkpoints.newest(run)
+    assert names(run)[:2] == ["broken-checkpoint-12", "broken-checkpoint-12-1"]
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
+    assert checkpoints.newest(tmp_path) is None
+
+
+def test_another_number_of_processes_is_refused(run):
+    checkpoints.check_processes(run, 1)
+    with pytest.raises(InputError, match="written by 1 process and cannot go on with 2: use --num_processes 1"):
+        checkpoints.check_processes(run, 2)
+
+
+def test_another_number_of_processes_is_refused_before_a_model_loads(stage):
+    stopped = stage("grpo", "run")
+    train.run(stopped)
+    problems = preflight.check(stopped, processes=2).problems
+    assert any("cannot go on with 2" in problem for problem in problems)
