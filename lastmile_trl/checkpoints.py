@@ -3,26 +3,45 @@
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, RunError
 from .screen import note
 
-MANIFEST = "complete.json"  # of a checkpoint: its files with their sizes, and how many processes wrote it
+MANIFEST = "complete.json"  # of a checkpoint: its files with their sizes, how many processes wrote it, of which rows
 WRITING = "writing"  # where one lies until it is whole
+FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def seal(folder: Path, processes: int) -> None:
+def seal(folder: Path, processes: int, rows: str | None = None) -> None:
     """Write down what the checkpoint holds, once all of that has reached the disk."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     for file in files:
         _sync(file)
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"processes": processes, "files": sizes}, indent=1), encoding="utf-8")
+    manifest.write_text(json.dumps({"processes": processes, "rows": rows, "files": sizes}, indent=1), encoding="utf-8")
     for path in [manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         _sync(path)
+
+
+@contextmanager
+def on_full_disk(folder: Path) -> Iterator[None]:
+    """Say in a sentence that a checkpoint found no room, and take away what there is of it."""
+    try:
+        yield
+    except Exception as error:  # of four libraries, each with its own
+        if not any(sign in str(error) for sign in FULL):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RunError(
+            f"The disk is full, so {folder.name} could not be written to {folder.parent.parent} ({error}): free some "
+            "room, or set training.save_total_limit; the same command then goes on from the checkpoint before."
+        ) from error
 
 
 def put_in_place(folder: Path, run: Path) -> Path:
@@ -78,6 +97,15 @@ def check_processes(run: Path, processes: int) -> None:
         raise InputError(
             f"{folder} was written by {wrote} process{'es' if wrote > 1 else ''} and cannot go on with {processes}: "
             f"use --num_processes {wrote}, or begin anew with --force."
+        )
+
+
+def check_rows(checkpoint: Path, rows: str) -> None:
+    """Refuse to go on with other rows than those before."""
+    if read_manifest(checkpoint)["rows"] != rows:
+        raise InputError(
+            f"The training rows are not those that {checkpoint} was trained on: bring them back, or begin anew with "
+            "--force."
         )
 
 

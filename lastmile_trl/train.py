@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import data as data_module
 from . import checkpoints, models, preflight, rewards
+from . import data as data_module
 from .errors import InputError, RunError
 from .evaluation import postprocess
 from .files import write_whole
@@ -134,7 +134,7 @@ def _train(recipe: Recipe) -> None:
     state = PartialState()
     if not environment_of(recipe.run).get("trained"):
         checkpoint = _goes_on_from(recipe.run)
-        trainer, held_out, task = _build(recipe)
+        trainer, held_out, task = _build(recipe, checkpoint)
         _add_callbacks(trainer, recipe, held_out, task)
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.left and trainer.state.global_step < trainer.state.max_steps:
@@ -247,7 +247,7 @@ def _check_alone(recipe: Recipe) -> None:
         raise InputError(f"`method: {recipe.method}` runs in one process: leave --num_processes out.")
 
 
-def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
+def _build(recipe: Recipe, checkpoint: str | None = None) -> "tuple[Trainer, Dataset, rewards.Task]":
     """The method's TRL trainer, the held-out rows with their prompts, and what rewards may know of the task."""
     from accelerate import PartialState
     from transformers import set_seed
@@ -271,6 +271,9 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
     if PartialState().is_main_process:
         for text in rows.notes:
             note(text)
+    seen = data_module.fingerprint(dataset)
+    if checkpoint:
+        checkpoints.check_rows(Path(checkpoint), seen)
     if recipe.method == "reward":
         set_seed(arguments.seed)  # of the new head
         model = models.load_reward_model(model_config, trust)
@@ -295,6 +298,7 @@ def _build(recipe: Recipe) -> "tuple[Trainer, Dataset, rewards.Task]":
         peft_config=models.new_adapter(model_config, "SEQ_CLS" if recipe.method == "reward" else "CAUSAL_LM"),
         **more,
     )
+    trainer.rows = seen
     _introduce(trainer, chosen)
     return trainer, held_out, task
 

@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lastmile_trl import checkpoints, preflight, run_folder, train
-from lastmile_trl.errors import InputError
+from lastmile_trl.errors import InputError, RunError
 
 from .test_train import recipe  # noqa: F401
 
@@ -127,6 +128,7 @@ def test_the_newest_is_that_of_the_last_step(run):
     assert checkpoints.newest(run) == run / "checkpoint-10"
     assert json.loads((run / "checkpoint-1" / "complete.json").read_text()) == {
         "processes": 1,
+        "rows": None,
         "files": {"ref/weights": 4, "weights": 8},
     }
 
@@ -178,3 +180,65 @@ def test_another_number_of_processes_is_refused_before_a_model_loads(stage):
     train.run(stopped)
     problems = preflight.check(stopped, processes=2).problems
     assert any("cannot go on with 2" in problem for problem in problems)
+
+
+# --- what goes wrong while it runs ---------------------------------------------------------------------------------
+
+
+def test_other_rows_than_before_are_refused(stage, tmp_path, monkeypatch):
+    stopped = stage("grpo", "run")
+    monkeypatch.setenv("SIGNAL_IN", f"2 {signal.SIGTERM:d}")
+    with pytest.raises(SystemExit):
+        train.run(stopped)
+    rows = Path(stopped.data.path)
+    text = rows.read_text()
+    rows.write_text(text.replace(text.splitlines()[0], text.splitlines()[1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(train.models, "load_model", lambda *a, **k: 1 / 0)
+        with pytest.raises(InputError, match=r"rows are not those that .*checkpoint-3 was trained on"):
+            train.run(stopped)
+    rows.write_text(text)
+    train.run(stopped)
+    assert run_folder.is_done(stopped)
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_number_that_is_none_stops_the_run_and_names_the_rows(stage, monkeypatch, method, what):
+    from transformers import Trainer
+
+    whole = Trainer.training_step
+
+    def broken(self, *args, **kwargs):
+        loss = whole(self, *args, **kwargs)
+        if self.state.global_step == 2 and what == "gradient":
+            next(self.model.parameters()).grad *= float("inf")
+        return loss * float("nan") if self.state.global_step == 2 and what == "loss" else loss
+
+    monkeypatch.setattr(Trainer, "training_step", broken)
+    with pytest.raises(RunError, match=rf"The {what} is (nan|inf) in step 3 of 11, .*learning_rate.* rows: '.*=>"):
+        train.run(stage(method, "run"))
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(stage, monkeypatch):
+    """A checkpoint that finds no room, as four libraries say it."""
+    whole, full = stage("grpo", "whole"), stage("grpo", "full")
+    train.run(whole)
+    for said in (
+        "No space left on device (os error 28)",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 3",
+    ):
+        with monkeypatch.context() as patch:
+
+            def no_room(self, output_dir, said=said):
+                if self.state.global_step == 8:
+                    Path(output_dir, "optimizer.pt").write_bytes(b"half")
+                    raise RuntimeError(said)
+                super(type(self).__mro__[1], self)._save_optimizer_and_scheduler(output_dir)
+
+            patch.setattr("lastmile_trl.trainers.lasting.Lasting._save_optimizer_and_scheduler", no_room, raising=False)
+            with pytest.raises(RunError, match="The disk is full, so checkpoint-8 could not be written to .*full"):
+                train.run(full)
+    assert [name for name in names(full.run) if "checkpoint" in name] == ["checkpoint-4"]
+    train.run(full)
+    assert_same(whole.run, full.run)

@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
+from threading import Timer
 from typing import Any
 
 from lastmile_trl.dotted import find
 from lastmile_trl.errors import InputError, RunError, unknown
 from lastmile_trl.rewards.base import Task, completion_text
+from lastmile_trl.screen import note
 
 REGISTRY = {
     "rouge": "lastmile_trl.rewards.rouge:Rouge",
@@ -49,6 +51,8 @@ REGISTRY = {
 FROM_TRAINER = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 
 LARGEST = 3e38  # what a trainer's 32 bits can hold
+
+PATIENCE = 60  # seconds that a reward may take without a word
 
 SETTINGS = ("name", "weight", "clip", "scale", "gate")  # arguments of every reward, explained in `build`
 
@@ -99,11 +103,17 @@ class Reward:
                     f"Reward '{self.name}' needs the column '{column}', and the rows have only: "
                     f"{', '.join(name for name in columns if name not in FROM_TRAINER) or 'none'}."
                 )
+        said = f"Reward '{self.name}' has taken {PATIENCE} s for {len(completions)} completions, and is still at it."
+        slow = Timer(PATIENCE, note, [said])
+        slow.daemon = True
+        slow.start()
         try:
             values = self.function(completions=completions, **columns)
         except Exception as error:
             where = self._failing_row(completions, columns)
             raise RunError(f"Reward '{self.name}' failed{where}: {type(error).__name__}: {error}") from error
+        finally:
+            slow.cancel()
         return self._checked(values, completions, columns)
 
     def _checked(self, values: Any, completions: Sequence, columns: dict[str, Any]) -> list[float | None]:

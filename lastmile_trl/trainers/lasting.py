@@ -19,6 +19,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
 from lastmile_trl import checkpoints
+from lastmile_trl.trainers.attributes import replaced
+from lastmile_trl.trainers.watched import Watched
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -29,6 +31,7 @@ class Lasting:
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._output_dir: str | None = None  # while a checkpoint is written: not yet where it belongs
+        self.rows: str | None = None  # names the training rows by their content
         self.left: int | None = None  # the signal that ended the training early
         self.add_callback(_Saves(self))
 
@@ -52,17 +55,14 @@ class Lasting:
     def _save_checkpoint(self, model, trial):
         writing, best = self.run / checkpoints.WRITING, self.state.best_model_checkpoint
         name = f"checkpoint-{self.state.global_step}"
-        self._output_dir = str(writing)
-        try:
+        with replaced(self, _output_dir=str(writing)), checkpoints.on_full_disk(writing / name):
             super()._save_checkpoint(model, trial)
-        finally:
-            self._output_dir = None
         if self.state.best_model_checkpoint not in (None, best):
             self.state.best_model_checkpoint = str(self.run / name)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.state.save_to_json(str(writing / name / "trainer_state.json"))
-            checkpoints.seal(writing / name, self.accelerator.num_processes)
+            checkpoints.seal(writing / name, self.accelerator.num_processes, self.rows)
             checkpoints.put_in_place(writing / name, self.run)
             writing.rmdir()
             rotate_checkpoints(
@@ -183,5 +183,5 @@ class _Saves(TrainerCallback):
 
 @cache
 def lasting(trainer: type[Trainer]) -> type[Trainer]:
-    """The trainer's class with all of this."""
-    return type(trainer.__name__, (Lasting, trainer), {})
+    """The trainer's class with all of this, and watched."""
+    return type(trainer.__name__, (Lasting, Watched, trainer), {})
