@@ -8,32 +8,40 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from lastmile_trl import checkpoints, preflight, run_folder, train
 from lastmile_trl.errors import InputError, RunError
+from lastmile_trl.recipe import RL
 
 from .test_train import recipe  # noqa: F401
 
 LENGTHS = {"max_steps": 11, "logging_steps": 3, "save_strategy": "steps", "save_steps": 4}  # 8 steps are an epoch
+FOUR_BIT = {"load_in_4bit": True, "use_peft": True, "lora_r": 4}
 SEVERAL = {"steps_per_generation": 2, "num_iterations": 2}  # 4 steps of one micro-batch for each generation
-
-
-def signalled(completions, trainer_state=None, **columns):
-    """Sends this process a signal in a step, once."""
-    step, number = os.environ.get("SIGNAL_IN", "-1 0").split()
-    if trainer_state and trainer_state.global_step == int(step):
-        os.environ["SIGNAL_IN"] = "-1 0"
-        os.kill(os.getpid(), int(number))
-    return [-len(text) / 40 for text in completions]
 
 
 @pytest.fixture
 def stage(recipe):  # noqa: F811
-    def build(method, run, **training):
-        rewards = {"rewards": ["tests.test_lasting:signalled"]} if method != "sft" else {}
-        return recipe(method, run=run, training={**LENGTHS, **training}, **rewards)
+    def build(method, run, model=None, **training):
+        rewards = {"rewards": ["tests.test_train:short_completion"]} if method in RL else {}
+        model = {"model_name_or_path": recipe().model["model_name_or_path"], **(model or {})}
+        return recipe(method, run=run, model=model, training={**LENGTHS, **training}, **rewards)
 
     return build
+
+
+def send(patch, step, *numbers):
+    """Signals reach this process in a step."""
+    whole = Trainer.training_step
+
+    def step_with_signals(self, *args, **kwargs):
+        if self.state.global_step == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return whole(self, *args, **kwargs)
+
+    patch.setattr(Trainer, "training_step", step_with_signals)
 
 
 def logged(run):
@@ -44,25 +52,27 @@ def logged(run):
 
 def assert_same(one, other):
     assert logged(one) == logged(other)
-    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    a, b = (load_file(next(run.glob("*model.safetensors"))) for run in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize(
-    ("method", "training", "step", "saved"),
+    ("method", "settings", "step", "saved"),
     [
+        ("sft", {}, 5, 6),
         ("grpo", {}, 9, 10),  # in the second epoch, between two logged steps, where no checkpoint is planned
         ("rloo", {}, 4, 5),
         ("ppo", {"num_iterations": 1}, 9, 10),
-        ("grpo", SEVERAL, 4, 8),  # the completions of step 4 are trained on until step 8
-        ("ppo", SEVERAL, 8, None),  # all is trained before the next boundary, and only the evaluation is left
+        ("grpo", {"model": FOUR_BIT}, 5, 6),
+        ("grpo", SEVERAL, 5, 8),  # the completions of step 4 are trained on until step 8
+        ("ppo", SEVERAL, 9, None),  # all is trained before the next boundary, and only the evaluation is left
     ],
 )
-def test_a_run_that_gets_a_signal_saves_and_goes_on_as_if_it_had_not(stage, monkeypatch, method, training, step, saved):
-    whole, stopped = stage(method, "whole", **training), stage(method, "stopped", **training)
+def test_a_run_that_gets_a_signal_saves_and_goes_on_as_if_it_had_not(stage, method, settings, step, saved):
+    whole, stopped = stage(method, "whole", **settings), stage(method, "stopped", **settings)
     train.run(whole)
-    monkeypatch.setenv("SIGNAL_IN", f"{step} {signal.SIGTERM:d}")
-    with pytest.raises(SystemExit) as left:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+        send(patch, step, signal.SIGTERM, signal.SIGTERM)
         train.run(stopped)
     assert left.value.code == 128 + signal.SIGTERM
     assert run_folder.is_trained(stopped) == (saved is None)
@@ -73,12 +83,7 @@ def test_a_run_that_gets_a_signal_saves_and_goes_on_as_if_it_had_not(stage, monk
 
 
 def test_two_signals_of_the_keyboard_stop_at_once(stage, monkeypatch):
-    def twice(completions, **columns):
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-        return [0.0 for _ in completions]
-
-    monkeypatch.setattr("tests.test_lasting.signalled", twice)
+    send(monkeypatch, 1, signal.SIGINT, signal.SIGINT)
     stopped = stage("grpo", "stopped")
     with pytest.raises(KeyboardInterrupt):
         train.run(stopped)
@@ -187,8 +192,8 @@ def test_another_number_of_processes_is_refused_before_a_model_loads(stage):
 
 def test_other_rows_than_before_are_refused(stage, tmp_path, monkeypatch):
     stopped = stage("grpo", "run")
-    monkeypatch.setenv("SIGNAL_IN", f"2 {signal.SIGTERM:d}")
-    with pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        send(patch, 2, signal.SIGTERM)
         train.run(stopped)
     rows = Path(stopped.data.path)
     text = rows.read_text()
@@ -205,8 +210,6 @@ def test_other_rows_than_before_are_refused(stage, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", ["sft", "grpo"])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_number_that_is_none_stops_the_run_and_names_the_rows(stage, monkeypatch, method, what):
-    from transformers import Trainer
-
     whole = Trainer.training_step
 
     def broken(self, *args, **kwargs):

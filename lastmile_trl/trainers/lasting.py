@@ -22,6 +22,7 @@ from lastmile_trl import checkpoints
 from lastmile_trl.trainers.attributes import replaced
 from lastmile_trl.trainers.watched import Watched
 
+TOKENS = "_total_train_tokens"  # counted by TRL's trainers other than those of RL
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -76,8 +77,7 @@ class Lasting:
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
         counted = {"loss": self._tr_loss.item(), "total": self._total_loss_scalar, "at": self._globalstep_last_logged}
-        if hasattr(self, "_metrics"):
-            counted["metrics"] = self._metrics["train"]
+        counted |= {"metrics": self._metrics["train"], "tokens": getattr(self, TOKENS, None)}
         self._counted_file(output_dir).write_text(json.dumps(counted), encoding="utf-8")
 
     # --- going on --------------------------------------------------------------------------------------------------
@@ -92,10 +92,12 @@ class Lasting:
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else found
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        trained = {p: p.dtype for p in (model or self.model).parameters() if p.requires_grad}
+        model = self.model if model is None else model
+        dtypes = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for parameter, dtype in trained.items():  # PEFT loads what TRL had made bfloat16 as float32
-            parameter.data = parameter.data.to(dtype)
+        for name, parameter in model.named_parameters():
+            if name in dtypes:  # PEFT loads what TRL had made bfloat16 as float32
+                parameter.data = parameter.data.to(dtypes[name])
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
@@ -104,8 +106,9 @@ class Lasting:
         counted = json.loads(self._counted_file(checkpoint).read_text(encoding="utf-8"))
         self._tr_loss = torch.tensor(counted["loss"], device=self.args.device)
         self._total_loss_scalar, self._globalstep_last_logged = counted["total"], counted["at"]
-        for name, values in counted.get("metrics", {}).items():
-            self._metrics["train"][name] = values
+        self._metrics["train"].update(counted["metrics"])
+        if counted["tokens"] is not None:
+            setattr(self, TOKENS, counted["tokens"])
 
     def _counted_file(self, checkpoint: str) -> Path:
         return Path(checkpoint, f"counted_{self.args.process_index}.json")
