@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -225,7 +225,8 @@ def _write_own_comparison(
     outputs = {**(beside or {}), name: outputs}
     # A recipe may also name runs that only a later evaluation shows.
     shown = [each for each in preflight.post_processed(recipe) if each in outputs]
-    _write_comparison(recipe, outputs, {name: recipe.run}, held_out, metrics, _reward_names(recipe), shown, steps)
+    rewarded = _rewarded(recipe.evaluation.metrics, [recipe.run])
+    _write_comparison(recipe, outputs, {name: recipe.run}, held_out, metrics, rewarded, shown, steps)
 
 
 def make_pairs(recipe: Recipe) -> None:
@@ -405,8 +406,16 @@ def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task
         trainer.add_callback(callbacks.HeldOut(recipe.run, trainer, every, decode, start, rows, metrics, chosen))
 
 
-def _reward_names(recipe: Recipe) -> set[str]:
-    return {reward.name for reward in rewards.build(recipe.rewards)}
+def _rewarded(metrics: list, runs: Iterable[Path]) -> set[str]:
+    """The names of what runs were rewarded for, and of the metrics that are the same by another name."""
+    built, keys, names = rewards.build(metrics), [rewards.key_of(entry) for entry in metrics], set()
+    for run in runs:
+        names |= set(environment_of(run).get("rewards", []))
+        if stored := stored_recipe(run):
+            alike = rewards.build(entry for entry in stored.rewards if rewards.key_of(entry) in keys)
+            functions = [reward.function for reward in alike]
+            names |= {metric.name for metric in built if metric.function in functions}
+    return names
 
 
 # --- decoding ------------------------------------------------------------------------------------------------------
@@ -455,10 +464,9 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     _check_alone(recipe)
     rows = data_module.load(recipe.data)
     runs = short_names(recipe.evaluation.runs)
-    outputs, rewarded, held_out, notes = {}, set(), None, []
+    outputs, held_out, notes = {}, None, []
     for name, run in runs.items():
         outputs[name], held_out = outputs_of_run(name, model_of(run), recipe, rows)
-        rewarded |= set(environment_of(run).get("rewards", []))
         if (stored := stored_recipe(run)) and (key := _other_rows(stored.data, recipe.data)):
             notes.append(f"{name} was trained with another data.{key}: it may have seen rows that are held out here.")
     for text in notes:
@@ -466,7 +474,7 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     metrics = _untrained(recipe.evaluation.metrics, recipe, rows, next(iter(runs.values())))
     outputs = {**_baselines(recipe, runs, rows, held_out), **outputs}
     steps = postprocess.build(recipe.evaluation.steps, rows.train["references"])
-    shown = preflight.post_processed(recipe)
+    shown, rewarded = preflight.post_processed(recipe), _rewarded(recipe.evaluation.metrics, runs.values())
     return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, shown, steps, notes)
 
 

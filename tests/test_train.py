@@ -447,6 +447,29 @@ def test_baselines_are_post_processed_in_the_steps_of_the_recipe(recipe, tiny_mo
     assert ("tiny", True) not in shown and json.loads((stage.run / "evaluation.json").read_text()) == result
 
 
+def test_a_rewarded_metric_is_marked_whatever_the_reward_was_called(recipe, tiny_model_folder, tmp_path):
+    """By its name, as in older runs, or by what it computes; another variant is another metric."""
+    rewards = [
+        {"rouge": {"name": "overlap", "weight": 2.0, "clip": [0, 1]}},
+        {"length": {"name": "short"}},
+        "tests.test_train:short_completion",
+    ]
+    grpo = recipe("grpo", run="grpo", rewards=rewards)
+    shutil.copytree(tiny_model_folder, grpo.run)
+    (grpo.run / "recipe.yaml").write_text(grpo.yaml())
+    (grpo.run / "environment.json").write_text(json.dumps({"rewards": ["overlap", "short", "short_completion"]}))
+    metrics = [
+        {"rouge": {"variant": "rougeL"}},
+        {"rouge": {"variant": "rouge1"}},
+        {"length": {"name": "mine", "tolerance": 0.5}},
+        {"repetition": {"name": "short"}},
+        {"tests.test_train:short_completion": {"name": "brief"}},
+    ]
+    marked = train._rewarded(metrics, [grpo.run, tiny_model_folder])
+    names = ["rouge/rougeL", "rouge/rouge1", "mine", "short", "brief"]
+    assert [name in marked for name in names] == [True, False, False, True, True]
+
+
 def test_a_stage_post_processes_what_it_shows_of_the_names(recipe):
     asked = {"baselines": ["lead"], "postprocess": ["lead", "other"], "sampled": False, "steps": ["length"]}
     stage = recipe(evaluation=asked)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 DASH = "–"
 NO_VALUE = "no row has a value"
+NO_TOKENS = "it counts generated tokens, and no model has generated these texts"
 ITSELF = "it is the baseline itself"
 OF_CORPUS = f"This describes all texts of a run at once: no better or worse, no test. {DASH} where there is nothing."
 KINDS = {"difference": False, "difference_to_postprocessed": True}  # of differences: is the baseline post-processed?
@@ -102,7 +103,7 @@ def compare(
         "rows": len(rows),
         "baseline": baseline,
         "metrics": {name: {"rewarded": name in rewarded} for name in names},
-        "results": _results(values, variants, baseline),
+        "results": _results(values, variants, metrics, baseline),
         "over_seeds": _over_seeds(seeds or {}, values, baseline),
         "examples": [_example(number, row, variants, values) for number, row in enumerate(rows)],
         "postprocessing": [step.entry for step in steps],
@@ -410,8 +411,8 @@ def _greedy_first(decoding: str) -> bool:
     return decoding != "greedy"
 
 
-def _results(values: _Values, variants: _Variants, baseline: str) -> list[dict[str, Any]]:
-    entries = [_entry(key, values, variants[key], baseline) for key in values]
+def _results(values: _Values, variants: _Variants, metrics: Sequence[Reward], baseline: str) -> list[dict[str, Any]]:
+    entries = [_entry(key, values, variants[key], metrics, baseline) for key in values]
     tested = [
         (entry[kind][name], minus(of_rows, values[baseline, entry["decoding"], KINDS[kind]][name]))
         for entry, of_run in zip(entries, values.values(), strict=True)
@@ -425,23 +426,30 @@ def _results(values: _Values, variants: _Variants, baseline: str) -> list[dict[s
     return _corrected(entries)
 
 
-def _entry(key: _Key, values: _Values, outputs: Sequence[Output], baseline: str) -> dict[str, Any]:
+def _entry(
+    key: _Key, values: _Values, outputs: Sequence[Output], metrics: Sequence[Reward], baseline: str
+) -> dict[str, Any]:
     run, decoding, processed = key
-    metrics = {name: _json(interval(of_rows)) for name, of_rows in values[key].items()}
+    estimates = {name: _json(interval(of_rows)) for name, of_rows in values[key].items()}
+    of_tokens = [metric.name for metric in metrics if "completion_ids" in metric.needs]
     return {
         "run": run,
         "decoding": decoding,
         "postprocessed": processed,
-        "metrics": metrics,
-        "missing": {name: _why_none(outputs) for name, estimate in metrics.items() if estimate is None},
+        "metrics": estimates,
+        "missing": {
+            name: _why_none(outputs, name in of_tokens) for name, estimate in estimates.items() if estimate is None
+        },
         **{kind: _difference(key, kind, values, baseline) for kind in KINDS},
     }
 
 
-def _why_none(outputs: Sequence[Output]) -> str:
-    """What the outputs themselves say, where they all do."""
+def _why_none(outputs: Sequence[Output], of_tokens: bool) -> str:
+    """What the outputs themselves say, where they all do, or what the metric needs of them."""
     said = [getattr(output, "why_none", None) for output in outputs]
-    return " or ".join(dict.fromkeys(said)) if all(said) else NO_VALUE
+    if all(said):
+        return " or ".join(dict.fromkeys(said))
+    return NO_TOKENS if of_tokens and all(output.ids is None for output in outputs) else NO_VALUE
 
 
 def _difference(key: _Key, kind: str, values: _Values, baseline: str) -> dict[str, dict | None] | None:

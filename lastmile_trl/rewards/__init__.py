@@ -259,6 +259,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def key_of(entry: str | Mapping[str, Any]) -> str:
+    """Return which reward an entry of a recipe makes, whatever it calls it.
+
+    >>> key_of("rouge"), key_of({"rouge": {"name": "overlap"}})
+    ('rouge', 'rouge')
+    """
+    return _split(entry)[0]
+
+
 def _split(entry: Any) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of an entry."""
     if isinstance(entry, str):

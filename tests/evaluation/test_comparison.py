@@ -469,7 +469,7 @@ def test_the_statistics_of_a_large_comparison_take_little_time():
         for run in range(4)
     }
     start = time.process_time()
-    found = comparison._results(values, dict.fromkeys(values, ()), "run-0")
+    found = comparison._results(values, dict.fromkeys(values, ()), [], "run-0")
     assert time.process_time() - start < 10
     assert len(found) == 8 and found[1]["difference"]["m11"]["p_adjusted"] > 0
 

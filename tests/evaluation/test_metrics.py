@@ -3,6 +3,7 @@ import random
 import pytest
 
 from lastmile_trl.errors import InputError
+from lastmile_trl.evaluation.comparison import compare
 from lastmile_trl.evaluation.decoding import Output, Several
 from lastmile_trl.evaluation.metrics import (
     corpus_metrics,
@@ -13,7 +14,7 @@ from lastmile_trl.evaluation.metrics import (
     scored,
     self_bleu,
 )
-from lastmile_trl.rewards import Reward, build
+from lastmile_trl.rewards import REGISTRY, Reward, Task, build, prepare
 
 
 def test_every_metric_by_hand():
@@ -181,3 +182,33 @@ def test_self_bleu_of_many_texts_is_that_of_a_sample():
     assert self_bleu(texts, most=10, seed=1) == self_bleu(texts, most=10, seed=1)
     assert self_bleu([*texts, *texts], most=10) < self_bleu([*texts, *texts])
     assert self_bleu(["one"]) is None
+
+
+# --- all of the registry -------------------------------------------------------------------------------------------
+
+SETTINGS = {"overlong": {"limit": 3}, "format": {"pattern": r".*\."}}
+TOKENS = [{"length": {"unit": "tokens", "target": 4}}, {"repetition": {"unit": "tokens"}}, {"loop": {"unit": "tokens"}}]
+MODELS = ("embedding", "bertscore", "classifier", "model")  # need a model of their own
+PLAIN = [{name: SETTINGS.get(name, {})} for name in REGISTRY if name not in MODELS]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("entry", [*PLAIN, *TOKENS], ids=lambda entry: "-".join([*entry, *map(str, entry.values())]))
+def test_every_reward_of_the_registry_is_a_metric(entry, chat):
+    """Of plain and chat prompts, samples, post-processed texts, empty ones and baselines that have none."""
+    source = "Ann saw 3 cats in Rome on Monday."
+    prompt = [{"role": "user", "content": source}] if chat else source
+    row = {"prompt": prompt, "references": ["Ann saw 3 cats.", "Three cats."], "concepts": ["cat"]}
+    rows = [row | {"slots": {"name": ["Ann"]}} for _ in range(3)]
+    said = [Output("Ann saw 3 cats. Ann saw 3 cats.", [5, 6, 5, 6, 2], True), Output("", [2], True)]
+    several = Several(said[0].text, [5], True, outputs=[said[0], Output("cats cats", [7] * 4, False)])
+    missing = Several("– (why)", None, False, outputs=[], why_none="why")
+    [metric] = prepare(build([entry]), Task({name: [row[name]] * 2 for name in ("references", "concepts")}, {2}))
+    given = {"sft": {"greedy": [*said, several]}, "lead": {"greedy": [missing] * 3}}
+    result = compare(given, rows, [metric], rewarded=set(), postprocessed=["sft"])
+    raw, processed, lead = result["results"]
+    assert raw["metrics"][metric.name]["rows"] >= 2
+    # A post-processed text is not what was generated.
+    missing = {metric.name: "it counts generated tokens, and no model has generated these texts"}
+    assert processed["missing"] == (missing if "overlong" in entry or entry in TOKENS else {})
+    assert lead["missing"][metric.name] == "why"
