@@ -116,9 +116,9 @@ def _accuracies(evaluation: dict) -> dict[str, float]:
 
 
 def _evaluation_table(recipe: dict, evaluation: dict) -> str | None:
-    from .evaluation import acceptance, comparison
+    from .evaluation import acceptance, tables
 
-    markdown = acceptance.markdown if recipe["method"] == "reward" else comparison.markdown
+    markdown = acceptance.markdown if recipe["method"] == "reward" else tables.markdown
     return markdown(evaluation) if evaluation else None
 
 

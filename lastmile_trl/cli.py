@@ -424,7 +424,8 @@ def _show(run: Path) -> None:
         from .evaluation.acceptance import table
         from .evaluation.acceptance import verdict as answer
     else:
-        from .evaluation.comparison import answer, table
+        from .evaluation.comparison import answer
+        from .evaluation.tables import table
     result = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     Console(width=None if sys.stdout.isatty() else 200).print(table(result))
     _print(answer(result))

@@ -30,7 +30,7 @@ Version 1 has neither "p" nor "over_seeds". docs/evaluation.md says how to read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,6 @@ from lastmile_trl.evaluation.significance import (
 from lastmile_trl.rewards.base import known_mean
 
 if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table
-
     from lastmile_trl.evaluation.decoding import Output
     from lastmile_trl.evaluation.postprocess import Step
     from lastmile_trl.rewards import Reward
@@ -63,7 +60,6 @@ DASH = "–"
 NO_VALUE = "no row has a value"
 NO_TOKENS = "it counts generated tokens, and no model has generated these texts"
 ITSELF = "it is the baseline itself"
-OF_CORPUS = f"This describes all texts of a run at once: no better or worse, no test. {DASH} where there is nothing."
 KINDS = {"difference": False, "difference_to_postprocessed": True}  # of differences: is the baseline post-processed?
 
 # run, decoding, post-processed or not
@@ -111,169 +107,18 @@ def compare(
     }
 
 
-def table(result: Mapping[str, Any]) -> Group:
-    """The results for a terminal of 80 columns or more: a block per decoding, intervals as ± half their width."""
-    from rich.console import Group
-    from rich.text import Text
-
-    compared, names = _has_differences(result), list(result["metrics"])
-    titles = [*([_difference_title(result)] if compared else []), *(_title(name, result) for name in names)]
-    grid = _grid("run", [title.replace("/", "/\n").replace("_", "_\n") for title in titles])
-    for decoding, entries in by_decoding(result).items():
-        grid.add_section()
-        grid.add_row(Text(decoding, style="bold"))
-        for entry in entries:
-            cells = [_cell(entry["metrics"].get(name), _with_margin, arrow(entry, name)) for name in names]
-            difference = [_difference_cell(entry, result, _in_lines)] if compared else []
-            details = label(entry).removeprefix(entry["run"]).replace("post-", "post-\n")
-            grid.add_row(*map(Text, (entry["run"] + details, *difference, *cells)))
-    below = [f"{_legend(result)} ± is half an interval's width.", *dashes(result), *_post_processing(result)]
-    return Group(grid, Text("\n".join(below)), *_corpus_table(result))
-
-
-def _grid(first: str, others: Iterable[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    grid.add_column(first, overflow="fold")
-    for title in others:
-        grid.add_column(Text(title), justify="right", overflow="fold")
-    return grid
-
-
-def _corpus_table(result: Mapping[str, Any]) -> list[Any]:
-    """What describes all texts of a run, a column for each run, and what it is; nothing where it was not measured."""
-    from rich.text import Text
-
-    runs = result.get("corpus", {})
-    if not runs:
-        return []
-    grid = _grid("all texts at once", [run.replace("_", "_\n").replace(" ", "\n") for run in runs])
-    grid.columns[0].no_wrap = True
-    for decoding, names in _corpus_names(result).items():
-        grid.add_section()
-        grid.add_row(Text(decoding, style="bold"))
-        for name in names:
-            values = [of_run.get(decoding, {}).get(name) for of_run in runs.values()]
-            grid.add_row(name, *(DASH if value is None else _number(value) for value in values))
-    return [Text(), grid, Text(OF_CORPUS)]
-
-
-def _corpus_markdown(result: Mapping[str, Any]) -> list[str]:
-    """The same with a line for each run and decoding, as in the other table."""
-    named = _corpus_names(result)
-    names = list(dict.fromkeys(name for names in named.values() for name in names))
-    lines = [
-        [run, decoding, *(DASH if values.get(name) is None else _number(values[name]) for name in names)]
-        for decoding in named
-        for run, of_run in result["corpus"].items()
-        if (values := of_run.get(decoding))
-    ]
-    return [_markdown_table([["run", "decoding", *names], *lines]), OF_CORPUS] if lines else []
-
-
-def _corpus_names(result: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What is known of some run, by decoding, greedy first."""
-    corpus = result.get("corpus", {}).values()
-    decodings = dict.fromkeys(decoding for of_run in corpus for decoding in of_run)
-    return {
-        decoding: list(dict.fromkeys(name for of_run in corpus for name in of_run.get(decoding, {})))
-        for decoding in sorted(decodings, key=_greedy_first)
-    }
-
-
-def _post_processing(result: Mapping[str, Any]) -> list[str]:
-    """How many outputs each step of post-processing changed, in a sentence."""
-    titles = {}
-    for step in result.get("postprocessing", []):
-        [(name, given)] = [(step, {})] if isinstance(step, str) else step.items()
-        arguments = ", ".join(f"{key}: {value}" for key, value in given.items())
-        titles[name] = f"{name} ({arguments})" if given else name
-    changed = [
-        f"{run}, {decoding}: " + ", ".join(f"{titles.get(name, name)} {count}" for name, count in counts.items())
-        for run, of_run in result.get("steps", {}).items()
-        for decoding, counts in of_run.items()
-    ]
-    return [f"Outputs that each step of post-processing changed: {'; '.join(changed)}."] if changed else []
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """The results as Markdown tables with legends, for a model card or a paper."""
-    compared, names = _has_differences(result), list(result["metrics"])
-    header = ["run", "decoding", *([_difference_title(result)] if compared else [])]
-    lines = [header + [_title(name, result) for name in names]]
-    for decoding, entries in by_decoding(result).items():
-        for entry in entries:
-            difference = [_difference_cell(entry, result, _with_p)] if compared else []
-            cells = [_cell(entry["metrics"].get(name), _with_interval, f" {arrow(entry, name)}") for name in names]
-            lines.append([label(entry), decoding, *difference, *map(str.strip, cells)])
-    below = [_legend(result), *dashes(result), *_post_processing(result), *_corpus_markdown(result)]
-    return "\n\n".join([_markdown_table(lines), *below]).replace("*", r"\*") + "\n"
-
-
-def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    header, *body = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines]
-    ruler = f"| --- | --- |{' ---: |' * (len(lines[0]) - 2)}"
-    return "\n".join([header, ruler, *body])
-
-
-def dashes(result: Mapping[str, Any]) -> list[str]:
-    """What the dashes of a table mean, a line for each reason.
-
-    >>> entry = {"run": "lead", "decoding": "greedy", "postprocessed": False, "difference": None}
-    >>> entry |= {"metrics": {"rouge/rougeL": None, "words": None}, "missing": {}}
-    >>> dashes({"metrics": dict.fromkeys(entry["metrics"]), "results": [entry]})
-    ['– no row has a value: all metrics of lead']
-    """
-    entries = [entry for entries in by_decoding(result).values() for entry in entries]
-    decodings = _grouped((label(entry), entry["decoding"]) for entry in entries)
-    cells = _grouped(
-        ((reason, label(entry), what), entry["decoding"])
-        for entry in entries
-        for what, reason in _missing(entry, result).items()
-    )
-    whats = _grouped(
-        ((reason, name if at == decodings[name] else f"{name} ({', '.join(at)})"), what)
-        for (reason, name, what), at in cells.items()
-    )
-    places = _grouped(
-        ((reason, "all metrics" if {*result["metrics"]} <= {*what} else ", ".join(what)), place)
-        for (reason, place), what in whats.items()
-    )
-    lines = _grouped((reason, f"{what} of {' and '.join(where)}") for (reason, what), where in places.items())
-    return [f"{DASH} {reason}: {'; '.join(where)}" for reason, where in lines.items()]
-
-
-def _missing(entry: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
-    """Why there is nothing to show, by what the tables would show."""
-    missing = {name: why_no_value(entry, name) for name in result["metrics"] if entry["metrics"].get(name) is None}
-    if _has_differences(result) and not _primary_difference(entry, result):
-        reason = why_no_difference(entry, "difference", _primary(result), result)
-        missing |= {} if reason == ITSELF else {_difference_title(result): reason}
-    return missing
-
-
-def _grouped(pairs: Iterable[tuple[Any, str]]) -> dict[Any, list[str]]:
-    groups: dict[Any, list[str]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
-    return groups
-
-
 def answer(result: Mapping[str, Any]) -> str:
     """Whether the last run beats the baseline on the primary metric, raw and post-processed, and at what cost."""
-    primary, baseline = _primary(result), result["baseline"]
+    primary, baseline = primary_metric(result), result["baseline"]
     if _better(primary) is None:
         return "No metric was given, so nothing says which run is better."
     entry = _last_run(result)
     if entry["run"] == baseline:
         score = _known(entry["metrics"][primary])
-        said = _with_interval(score) if score else "nothing that could be scored"
+        said = with_interval(score) if score else "nothing that could be scored"
         where = _where(entry, score, result)
         return f"{entry['run']} has {said} on {primary} {where}; there is no other run to compare it with."
-    difference = _known(_primary_difference(entry, result))
+    difference = _known(primary_difference(entry, result))
     if difference is None:
         return f"{entry['run']} and {baseline} cannot be compared on {primary}: too few rows were scored for both."
     sentence = f"{_verdict(entry['run'], baseline, primary, difference)} {_where(entry, difference, result)}"
@@ -281,7 +126,7 @@ def answer(result: Mapping[str, Any]) -> str:
     if processed is not None:
         finding = "the difference is" if processed.shown else "no difference is shown:"
         p = _corrected_p(processed, " (", ")")
-        sentence += f"; against post-processed {baseline} {finding} {_with_interval(processed)}{p}"
+        sentence += f"; against post-processed {baseline} {finding} {with_interval(processed)}{p}"
     return f"{sentence}.{_cost(entry, result)}{_over_all_seeds(entry, result)}"
 
 
@@ -376,6 +221,43 @@ def how_tested(result: Mapping[str, Any]) -> str:
     )
 
 
+def primary_metric(result: Mapping[str, Any]) -> str:
+    """The metric that the answer is about.
+
+    >>> primary_metric({"metrics": {"rouge/rougeL": {"rewarded": True}, "words": {"rewarded": False}}})
+    'rouge/rougeL'
+    """
+    return next(iter(result["metrics"]))
+
+
+def primary_difference(entry: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The difference to the baseline on that metric."""
+    return (entry["difference"] or {}).get(primary_metric(result))
+
+
+def greedy_first(decoding: str) -> bool:
+    """The key that sorts decodings.
+
+    >>> sorted(["beams", "sampled", "greedy"], key=greedy_first)
+    ['greedy', 'beams', 'sampled']
+    """
+    return decoding != "greedy"
+
+
+def with_interval(estimate: Interval) -> str:
+    """The estimate in words.
+
+    >>> with_interval(Interval(0.0312, -0.0001, 0.0384, rows=300))
+    '0.031 [0.000, 0.038]'
+    """
+    return f"{number(estimate.mean)} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def number(value: float) -> str:
+    """Three decimals, and no minus before 0."""
+    return f"{round(value, 3) + 0.0:.3f}"
+
+
 def _check(outputs: Mapping, rows: Sequence, named: Iterable[str]) -> None:
     if not outputs or not rows:
         raise InputError("There is nothing to compare: give the outputs of at least one run on at least one row.")
@@ -396,7 +278,7 @@ def _variants(
     """All that is measured, and how many outputs each step changed: run -> decoding -> step -> count."""
     decodings = dict.fromkeys(decoding for of_run in outputs.values() for decoding in of_run)
     variants, changed = {}, {}
-    for decoding in sorted(decodings, key=_greedy_first):
+    for decoding in sorted(decodings, key=greedy_first):
         for run, of_run in outputs.items():
             if decoding not in of_run:
                 continue
@@ -405,10 +287,6 @@ def _variants(
                 variants[run, decoding, True], counts = postprocess.processed(of_run[decoding], steps)
                 changed.setdefault(run, {})[decoding] = counts
     return variants, changed
-
-
-def _greedy_first(decoding: str) -> bool:
-    return decoding != "greedy"
 
 
 def _results(values: _Values, variants: _Variants, metrics: Sequence[Reward], baseline: str) -> list[dict[str, Any]]:
@@ -552,57 +430,12 @@ def _samples(output: Output) -> dict[str, list[str]]:
     return {"samples": [each.text for each in output.outputs]}
 
 
-def _primary(result: Mapping[str, Any]) -> str:
-    return next(iter(result["metrics"]))
-
-
 def _better(metric: str) -> str | None:
     return ALWAYS_MEASURED.get(metric, "higher")
 
 
-def _has_differences(result: Mapping[str, Any]) -> bool:
-    return any(entry["difference"] for entry in result["results"])
-
-
-def _primary_difference(entry: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return (entry["difference"] or {}).get(_primary(result))
-
-
-def _difference_cell(entry: Mapping[str, Any], result: Mapping[str, Any], form: Callable[[Difference], str]) -> str:
-    """The difference on the primary metric; what all are held against says so."""
-    difference = _primary_difference(entry, result)
-    if difference is None and why_no_difference(entry, "difference", _primary(result), result) == ITSELF:
-        return "baseline"
-    return _cell(difference, form)
-
-
-def _title(name: str, result: Mapping[str, Any]) -> str:
-    return f"{name}*" if result["metrics"][name]["rewarded"] else name
-
-
-def _difference_title(result: Mapping[str, Any]) -> str:
-    return f"{_title(_primary(result), result)} minus {result['baseline']}"
-
-
 def _seeds(entry: Mapping[str, Any]) -> str:
     return f", {len(entry['seeds'])} seeds" if "seeds" in entry else ""
-
-
-def _cell(estimate: Mapping[str, Any] | None, form: Callable[[Difference], str], mark: str = "") -> str:
-    """The estimate with a mark at the end of its first line."""
-    if estimate is None:
-        return DASH
-    first, *others = form(Difference(**estimate)).split("\n")
-    return "\n".join([first + mark, *others])
-
-
-def _legend(result: Mapping[str, Any]) -> str:
-    said = [f"Means over {result['rows']} held-out rows with 95 % bootstrap intervals."]
-    if any(of["rewarded"] for of in result["metrics"].values()):
-        said.append("* was a reward in training.")
-    if _has_differences(result):
-        said += [f"↑ and ↓: a difference to {result['baseline']} is shown.", how_tested(result)]
-    return " ".join(said)
 
 
 def _last_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -616,9 +449,9 @@ def _last_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _verdict(run: str, baseline: str, metric: str, difference: Difference) -> str:
     if not difference.shown:
-        return f"No difference is shown between {run} and {baseline} on {metric}: {_with_interval(difference)}"
+        return f"No difference is shown between {run} and {baseline} on {metric}: {with_interval(difference)}"
     verb = "beats" if difference.mean > 0 else "falls behind"
-    return f"{run} {verb} {baseline} on {metric} by {_with_interval(_size(difference))}"
+    return f"{run} {verb} {baseline} on {metric} by {with_interval(_size(difference))}"
 
 
 def _cost(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -626,7 +459,7 @@ def _cost(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     worse = []
     for name, about in result["metrics"].items():
         difference = _known(entry["difference"].get(name))
-        if name == _primary(result) or about["rewarded"] or difference is None or not difference.shown:
+        if name == primary_metric(result) or about["rewarded"] or difference is None or not difference.shown:
             continue
         if _better(name) == ("lower" if difference.mean > 0 else "higher"):
             worse.append((name, _size(difference)))
@@ -634,19 +467,19 @@ def _cost(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         return ""
     (name, size), *others = sorted(worse, key=lambda item: -item[1].mean)
     as_well = f", and so did {' and '.join(other for other, _ in others)}" if others else ""
-    return f" But {name}, which was not rewarded, got worse by {_with_interval(size)}{as_well}."
+    return f" But {name}, which was not rewarded, got worse by {with_interval(size)}{as_well}."
 
 
 def _over_all_seeds(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """The same of the run's recipe, where it was run with several seeds."""
     recipes = [of for of in result.get("over_seeds", []) if entry["run"] in of["seeds"]]
     recipe = next((of for of in recipes if of["decoding"] == entry["decoding"]), None)
-    difference = recipe and _known(_primary_difference(recipe, result))
+    difference = recipe and _known(primary_difference(recipe, result))
     if not difference:
         return ""
     baseline = result["baseline"]
     baseline = next((of["run"] for of in result["over_seeds"] if baseline in of["seeds"]), baseline)
-    verdict = _verdict(recipe["run"], baseline, _primary(result), difference)
+    verdict = _verdict(recipe["run"], baseline, primary_metric(result), difference)
     return f" Over {len(recipe['seeds'])} seeds: {verdict}{_corrected_p(difference, ' (', ')')}."
 
 
@@ -673,23 +506,3 @@ def _size(difference: Difference) -> Difference:
     if difference.mean >= 0:
         return difference
     return replace(difference, mean=-difference.mean, low=-difference.high, high=-difference.low)
-
-
-def _with_interval(estimate: Interval) -> str:
-    return f"{_number(estimate.mean)} [{_number(estimate.low)}, {_number(estimate.high)}]"
-
-
-def _with_p(difference: Difference) -> str:
-    return f"{_with_interval(difference)}, {outcome(difference)}"
-
-
-def _in_lines(difference: Difference) -> str:
-    return f"{_with_interval(difference)}\n{outcome(difference)}".replace(", p", "\np")
-
-
-def _with_margin(estimate: Interval) -> str:
-    return f"{_number(estimate.mean)}\n±{_number((estimate.high - estimate.low) / 2)}"
-
-
-def _number(value: float) -> str:
-    return f"{round(value, 3) + 0.0:.3f}"  # adding 0.0 turns -0.000 into 0.000

@@ -12,17 +12,10 @@ from rich.console import Console
 
 from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation import comparison, postprocess
-from lastmile_trl.evaluation.comparison import (
-    answer,
-    compare,
-    dashes,
-    markdown,
-    table,
-    why_no_difference,
-    why_no_value,
-)
+from lastmile_trl.evaluation.comparison import answer, compare, why_no_difference, why_no_value
 from lastmile_trl.evaluation.decoding import Output, Several
 from lastmile_trl.evaluation.significance import over_seeds
+from lastmile_trl.evaluation.tables import dashes, markdown, table
 from lastmile_trl.rewards import Reward, build
 
 

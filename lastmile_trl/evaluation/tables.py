@@ -1,0 +1,230 @@
+"""An evaluation as tables: in a terminal, and as Markdown for a model card or a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lastmile_trl.evaluation.comparison import (
+    DASH,
+    ITSELF,
+    arrow,
+    by_decoding,
+    greedy_first,
+    how_tested,
+    label,
+    number,
+    outcome,
+    primary_difference,
+    primary_metric,
+    why_no_difference,
+    why_no_value,
+    with_interval,
+)
+from lastmile_trl.evaluation.significance import Difference, Interval
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+OF_CORPUS = f"This describes all texts of a run at once: no better or worse, no test. {DASH} where there is nothing."
+
+
+def table(result: Mapping[str, Any]) -> Group:
+    """The results for a terminal of 80 columns or more: a block per decoding, intervals as ± half their width."""
+    from rich.console import Group
+    from rich.text import Text
+
+    compared, names = _has_differences(result), list(result["metrics"])
+    titles = [*([_difference_title(result)] if compared else []), *(_title(name, result) for name in names)]
+    grid = _grid("run", [title.replace("/", "/\n").replace("_", "_\n") for title in titles])
+    for decoding, entries in by_decoding(result).items():
+        grid.add_section()
+        grid.add_row(Text(decoding, style="bold"))
+        for entry in entries:
+            cells = [_cell(entry["metrics"].get(name), _with_margin, arrow(entry, name)) for name in names]
+            difference = [_difference_cell(entry, result, _in_lines)] if compared else []
+            details = label(entry).removeprefix(entry["run"]).replace("post-", "post-\n")
+            grid.add_row(*map(Text, (entry["run"] + details, *difference, *cells)))
+    below = [f"{_legend(result)} ± is half an interval's width.", *dashes(result), *_post_processing(result)]
+    return Group(grid, Text("\n".join(below)), *_corpus_table(result))
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The results as Markdown tables with legends, for a model card or a paper."""
+    compared, names = _has_differences(result), list(result["metrics"])
+    header = ["run", "decoding", *([_difference_title(result)] if compared else [])]
+    lines = [header + [_title(name, result) for name in names]]
+    for decoding, entries in by_decoding(result).items():
+        for entry in entries:
+            difference = [_difference_cell(entry, result, _with_p)] if compared else []
+            cells = [_cell(entry["metrics"].get(name), with_interval, f" {arrow(entry, name)}") for name in names]
+            lines.append([label(entry), decoding, *difference, *map(str.strip, cells)])
+    below = [_legend(result), *dashes(result), *_post_processing(result), *_corpus_markdown(result)]
+    return "\n\n".join([_markdown_table(lines), *below]).replace("*", r"\*") + "\n"
+
+
+def dashes(result: Mapping[str, Any]) -> list[str]:
+    """What the dashes of a table mean, a line for each reason.
+
+    >>> entry = {"run": "lead", "decoding": "greedy", "postprocessed": False, "difference": None}
+    >>> entry |= {"metrics": {"rouge/rougeL": None, "words": None}, "missing": {}}
+    >>> dashes({"metrics": dict.fromkeys(entry["metrics"]), "results": [entry]})
+    ['– no row has a value: all metrics of lead']
+    """
+    entries = [entry for entries in by_decoding(result).values() for entry in entries]
+    decodings = _grouped((label(entry), entry["decoding"]) for entry in entries)
+    cells = _grouped(
+        ((reason, label(entry), what), entry["decoding"])
+        for entry in entries
+        for what, reason in _missing(entry, result).items()
+    )
+    whats = _grouped(
+        ((reason, name if at == decodings[name] else f"{name} ({', '.join(at)})"), what)
+        for (reason, name, what), at in cells.items()
+    )
+    places = _grouped(
+        ((reason, "all metrics" if {*result["metrics"]} <= {*what} else ", ".join(what)), place)
+        for (reason, place), what in whats.items()
+    )
+    lines = _grouped((reason, f"{what} of {' and '.join(where)}") for (reason, what), where in places.items())
+    return [f"{DASH} {reason}: {'; '.join(where)}" for reason, where in lines.items()]
+
+
+def _grid(first: str, others: Iterable[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    grid.add_column(first, overflow="fold")
+    for title in others:
+        grid.add_column(Text(title), justify="right", overflow="fold")
+    return grid
+
+
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    header, *body = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines]
+    ruler = f"| --- | --- |{' ---: |' * (len(lines[0]) - 2)}"
+    return "\n".join([header, ruler, *body])
+
+
+def _corpus_table(result: Mapping[str, Any]) -> list[Any]:
+    """What describes all texts of a run, a column for each run, and what it is; nothing where it was not measured."""
+    from rich.text import Text
+
+    runs = result.get("corpus", {})
+    if not runs:
+        return []
+    grid = _grid("all texts at once", [run.replace("_", "_\n").replace(" ", "\n") for run in runs])
+    grid.columns[0].no_wrap = True
+    for decoding, names in _corpus_names(result).items():
+        grid.add_section()
+        grid.add_row(Text(decoding, style="bold"))
+        for name in names:
+            values = [of_run.get(decoding, {}).get(name) for of_run in runs.values()]
+            grid.add_row(name, *(DASH if value is None else number(value) for value in values))
+    return [Text(), grid, Text(OF_CORPUS)]
+
+
+def _corpus_markdown(result: Mapping[str, Any]) -> list[str]:
+    """The same with a line for each run and decoding, as in the other table."""
+    named = _corpus_names(result)
+    names = list(dict.fromkeys(name for names in named.values() for name in names))
+    lines = [
+        [run, decoding, *(DASH if values.get(name) is None else number(values[name]) for name in names)]
+        for decoding in named
+        for run, of_run in result["corpus"].items()
+        if (values := of_run.get(decoding))
+    ]
+    return [_markdown_table([["run", "decoding", *names], *lines]), OF_CORPUS] if lines else []
+
+
+def _corpus_names(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What is known of some run, by decoding, greedy first."""
+    corpus = result.get("corpus", {}).values()
+    decodings = dict.fromkeys(decoding for of_run in corpus for decoding in of_run)
+    return {
+        decoding: list(dict.fromkeys(name for of_run in corpus for name in of_run.get(decoding, {})))
+        for decoding in sorted(decodings, key=greedy_first)
+    }
+
+
+def _post_processing(result: Mapping[str, Any]) -> list[str]:
+    """How many outputs each step of post-processing changed, in a sentence."""
+    titles = {}
+    for step in result.get("postprocessing", []):
+        [(name, given)] = [(step, {})] if isinstance(step, str) else step.items()
+        arguments = ", ".join(f"{key}: {value}" for key, value in given.items())
+        titles[name] = f"{name} ({arguments})" if given else name
+    changed = [
+        f"{run}, {decoding}: " + ", ".join(f"{titles.get(name, name)} {count}" for name, count in counts.items())
+        for run, of_run in result.get("steps", {}).items()
+        for decoding, counts in of_run.items()
+    ]
+    return [f"Outputs that each step of post-processing changed: {'; '.join(changed)}."] if changed else []
+
+
+def _missing(entry: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:
+    """Why there is nothing to show, by what the tables would show."""
+    missing = {name: why_no_value(entry, name) for name in result["metrics"] if entry["metrics"].get(name) is None}
+    if _has_differences(result) and not primary_difference(entry, result):
+        reason = why_no_difference(entry, "difference", primary_metric(result), result)
+        missing |= {} if reason == ITSELF else {_difference_title(result): reason}
+    return missing
+
+
+def _grouped(pairs: Iterable[tuple[Any, str]]) -> dict[Any, list[str]]:
+    groups: dict[Any, list[str]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
+def _difference_cell(entry: Mapping[str, Any], result: Mapping[str, Any], form: Callable[[Difference], str]) -> str:
+    """The difference on the primary metric; what all are held against says so."""
+    difference = primary_difference(entry, result)
+    if difference is None and why_no_difference(entry, "difference", primary_metric(result), result) == ITSELF:
+        return "baseline"
+    return _cell(difference, form)
+
+
+def _cell(estimate: Mapping[str, Any] | None, form: Callable[[Difference], str], mark: str = "") -> str:
+    """The estimate with a mark at the end of its first line."""
+    if estimate is None:
+        return DASH
+    first, *others = form(Difference(**estimate)).split("\n")
+    return "\n".join([first + mark, *others])
+
+
+def _title(name: str, result: Mapping[str, Any]) -> str:
+    return f"{name}*" if result["metrics"][name]["rewarded"] else name
+
+
+def _difference_title(result: Mapping[str, Any]) -> str:
+    return f"{_title(primary_metric(result), result)} minus {result['baseline']}"
+
+
+def _legend(result: Mapping[str, Any]) -> str:
+    said = [f"Means over {result['rows']} held-out rows with 95 % bootstrap intervals."]
+    if any(of["rewarded"] for of in result["metrics"].values()):
+        said.append("* was a reward in training.")
+    if _has_differences(result):
+        said += [f"↑ and ↓: a difference to {result['baseline']} is shown.", how_tested(result)]
+    return " ".join(said)
+
+
+def _with_p(difference: Difference) -> str:
+    return f"{with_interval(difference)}, {outcome(difference)}"
+
+
+def _in_lines(difference: Difference) -> str:
+    return f"{with_interval(difference)}\n{outcome(difference)}".replace(", p", "\np")
+
+
+def _with_margin(estimate: Interval) -> str:
+    return f"{number(estimate.mean)}\n±{number((estimate.high - estimate.low) / 2)}"
+
+
+def _has_differences(result: Mapping[str, Any]) -> bool:
+    return any(entry["difference"] for entry in result["results"])
