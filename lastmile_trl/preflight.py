@@ -361,7 +361,10 @@ def _check_shared_base(reward: Reward, recipe: Recipe, distributed: str) -> None
 # --- packages ------------------------------------------------------------------------------------------------------
 
 EXTRAS = {"bitsandbytes": "quantization", "vllm": "vllm", "trackio": "tracking", "tensorboard": "tracking",
-          "wandb": None, "deepspeed": "deepspeed"}  # fmt: skip
+          "wandb": "wandb", "deepspeed": "deepspeed"}  # fmt: skip
+# Those that transformers knows.
+TRACKERS = ("azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow",
+            "neptune", "swanlab", "tensorboard", "trackio", "wandb")  # fmt: skip
 
 
 def _check_packages(recipe: Recipe, distributed: str) -> None:
@@ -370,15 +373,33 @@ def _check_packages(recipe: Recipe, distributed: str) -> None:
         needed["bitsandbytes"] = "4-bit and 8-bit models"
     if recipe.training.get("use_vllm"):
         needed["vllm"] = "training.use_vllm"
-    reports = recipe.training.get("report_to") or []
-    for tracker in [reports] if isinstance(reports, str) else reports:
+    trackers = recipe.training.get("report_to") or []
+    trackers = [trackers] if isinstance(trackers, str) else trackers
+    for tracker in trackers:
         if tracker not in ("none", "all"):
+            if tracker not in TRACKERS:
+                raise InputError(f"training.report_to: {unknown('tracker', tracker, TRACKERS)}")
             needed[tracker] = f"training.report_to: {tracker}"
     for package, purpose in needed.items():
         if importlib.util.find_spec(package) is None:
             extra = EXTRAS.get(package)
             command = f"pip install 'lastmile-trl[{extra}]'" if extra else f"pip install {package}"
             raise InputError(f"{purpose} needs the package {package}, which is not installed: {command}.")
+    if "wandb" in trackers or "all" in trackers and importlib.util.find_spec("wandb"):
+        _check_wandb()
+
+
+def _check_wandb() -> None:
+    """Without a key it would stop the run at its first step, after the model has loaded."""
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "disabled"):
+        return
+    if not wandb.login(prompt=False, verify=False):
+        raise InputError(
+            "training.report_to: wandb knows no API key: run `wandb login`, or set WANDB_MODE=offline in the "
+            "environment to keep the logs here."
+        )
 
 
 # --- data, rewards, batches ----------------------------------------------------------------------------------------

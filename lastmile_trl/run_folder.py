@@ -76,6 +76,7 @@ def write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
             "device": _device_name(state),
             "processes": state.num_processes,
             "distributed": state.distributed_type.value,
+            "started": environment.get("started", now()),
             "started_from": starts_of(recipe),
             "rewards": sorted(reward.name for reward in rewards.build(recipe.rewards)),
         }

@@ -358,12 +358,15 @@ def _training_rows(
 
 def _arguments(recipe: Recipe) -> Any:
     """The method's TRL config: what the recipe says, and what this machine and our contract ask for."""
+    # Trackio would go on with another run of the same name.
+    started = environment_of(recipe.run).get("started", now()).removesuffix("+00:00")
     arguments = {
-        "run_name": str(recipe.run),
+        "run_name": f"{recipe.run} {started}",
         "project": "lastmile",
         "trackio_static_space_id": False,  # trackio would publish the logs on the Hub
         **recipe.training,
     }
+    os.environ.setdefault("WANDB_PROJECT", arguments["project"])
     if on_cpu():
         asked = {"use_cpu": True} if "cpu" in _device() else {"ddp_backend": "gloo"}
         arguments = {"bf16": False, "dataloader_pin_memory": False, **arguments, **asked}

@@ -1,10 +1,13 @@
 """Wrong input is refused with one sentence before a model loads: no test here imports torch."""
 
+import importlib.util
 import json
 import os
 import sys
 import urllib.error
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -206,11 +209,38 @@ def test_nothing_heavy_is_imported():
         ({"training": {"generation_batch_size": 12}}, "generation_batch_size=12 must be a multiple of"),
         ({"training": {"generation_batch_size": 16, "steps_per_generation": 2}}, "not both"),
         ({"training": {"num_generations": 2, "gradient_accumulation_steps": 10}}, "one step takes 40 prompts"),
-        ({"training": {"report_to": "wandb"}}, "needs the package wandb, which is not installed: pip install wandb"),
+        ({"training": {"report_to": ["neptune"]}}, "needs the package neptune, which is not installed: pip install"),
+        ({"training": {"report_to": "tensorbord"}}, "'tensorbord' does not exist: did you mean 'tensorboard'?"),
     ],
 )
 def test_wrong_input_gets_one_sentence(recipe, sections, message):
     assert message in problem(recipe(**sections))
+
+
+def test_wandb_has_to_be_installed(recipe, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name != "wandb" and find(name, *more) or None)
+    missing = problem(recipe(training={"report_to": "wandb"}))
+    assert "needs the package wandb, which is not installed: pip install 'lastmile-trl[wandb]'" in missing
+
+
+@pytest.mark.parametrize("trackers", ["wandb", ["tensorboard", "wandb"], "all"])
+def test_wandb_needs_a_key_or_stays_here(recipe, trackers, monkeypatch):
+    # What the check asks of wandb, which is no small thing to install.
+    wandb = ModuleType("wandb")
+    wandb.__spec__ = ModuleSpec("wandb", None)
+    wandb.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode=os.environ.get("WANDB_MODE", "online")))
+    wandb.login = lambda *, prompt, verify: not prompt and not verify and "WANDB_API_KEY" in os.environ
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    stage = recipe(training={"report_to": trackers})
+    assert "wandb knows no API key: run `wandb login`, or set WANDB_MODE=offline" in problem(stage)
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        assert preflight.check(stage).problems == []
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    assert preflight.check(stage).problems == []
 
 
 def test_four_bit_with_vllm(recipe):

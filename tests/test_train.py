@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -212,23 +213,54 @@ def test_the_same_seed_is_the_same_run_and_evaluation_does_not_change_it(recipe)
                 assert left[key] == right[key], key
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
-def test_a_tracker_gets_the_same_names(recipe, tracker, monkeypatch, tmp_path):
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
-    stage = recipe("grpo", training={"report_to": tracker}, evaluation={"every": 1})
-    train.run(stage)
-    wanted = {"reward", "rewards/rouge/rougeL/mean", "eval_rouge/rougeL"}
-    assert wanted <= history(stage)[1].keys()
-    if tracker == "trackio":
-        stored = b"".join(file.read_bytes() for file in Path(os.environ["TRACKIO_DIR"]).rglob("lastmile*"))
-        assert b"rewards/rouge/rougeL/mean" in stored and b"rouge/rougeL" in stored
-    else:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_every_tracker_of_transformers_is_known():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-        (folder,) = {file.parent for file in (tmp_path / "tensorboard").rglob("events*")}
-        events = EventAccumulator(str(folder))
-        events.Reload()
-        assert {"train/reward", "train/rewards/rouge/rougeL/mean", "eval/rouge/rougeL"} <= set(events.Tags()["scalars"])
+    assert set(preflight.TRACKERS) == set(INTEGRATION_TO_CALLBACK)
+
+
+def from_tensorboard(stage):
+    """Every logged value by its name and step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    [folder] = (stage.run / "runs").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {(name, point.step): point.value for name in events.Tags()["scalars"] for point in events.Scalars(name)}
+
+
+def from_trackio(stage):
+    """The same, of each of its runs whose name begins with that of the run folder."""
+    with sqlite3.connect(Path(os.environ["TRACKIO_DIR"], "lastmile.db")) as database:
+        rows = database.execute("select run_name, metrics from metrics").fetchall()
+    runs = {}
+    for name, metrics in rows:
+        values = json.loads(metrics)
+        if name.startswith(f"{stage.run} 20") and (step := values.pop("train/global_step", None)) is not None:
+            runs.setdefault(name, {}).update({(key, step): value for key, value in values.items()})
+    return list(runs.values())
+
+
+def test_trackers_get_all_that_is_logged_under_the_same_names(recipe):
+    sections = {"guidance": {"mode": "drpo"}, "evaluation": {"every": 1}}
+    stage = recipe("grpo", training={"report_to": ["tensorboard", "trackio"], "beta": 0.1}, **sections)
+    train.run(stage)
+    logged = {
+        (re.sub("^eval_|^", lambda found: "eval/" if found[0] else "train/", name, count=1), row["step"]): value
+        for row in history(stage)
+        for name, value in row.items()
+        if name not in ("step", "sign", "alarm")
+    }
+    wanted = {"train/reward", "train/rewards/rouge/rougeL/mean", "train/kl", "train/guidance/share", "eval/alarms"}
+    assert wanted <= {name for name, step in logged if step == 1}
+    assert {("eval/reward", 0), ("eval/rouge/rougeL", 0)} <= logged.keys()  # the look before the first step
+    assert from_tensorboard(stage) == pytest.approx(logged, rel=1e-5)
+    summary = {"runtime", "samples_per_second", "steps_per_second", "loss", "flos"}
+    left_out = {key for key in logged if key[0].startswith(("train/train_", "train/total_flos"))}
+    assert {name.removeprefix("train/train_").removeprefix("train/total_") for name, _ in left_out} == summary
+    assert from_trackio(stage) == [{key: value for key, value in logged.items() if key not in left_out}]
+    train.run(stage, force=True)
+    assert len(from_trackio(stage)) == 2
 
 
 def test_an_exception_in_a_reward_stops_the_run_and_names_it(recipe):
@@ -308,7 +340,7 @@ def breaks_once(completions, trainer_state=None, **columns):
 
 def test_an_unfinished_run_goes_on_from_its_checkpoint(recipe, monkeypatch, tmp_path):
     monkeypatch.setenv("BREAKS_ONCE", str(tmp_path / "mark"))
-    keys = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    keys = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "report_to": "trackio"}
     rewards = ["tests.test_train:breaks_once"]
     broken_off = recipe("grpo", run="broken", training=keys, rewards=rewards)
     with pytest.raises(RunError, match="a power cut"):
@@ -318,6 +350,8 @@ def test_an_unfinished_run_goes_on_from_its_checkpoint(recipe, monkeypatch, tmp_
     whole = recipe("grpo", run="whole", training=keys, rewards=rewards)
     train.run(whole)
     assert [row["step"] for row in history(broken_off) if "loss" in row] == [1, 2, 3, 4]
+    [tracked] = from_trackio(broken_off)
+    assert [step for name, step in tracked if name == "train/loss"] == [1, 2, 3, 4]
     a, b = load_file(whole.run / "model.safetensors"), load_file(broken_off.run / "model.safetensors")
     assert all(torch.equal(a[name], b[name]) for name in a)
 

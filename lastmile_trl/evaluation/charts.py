@@ -12,6 +12,7 @@ POINTS = 80
 CURVES = (
     "reward",
     "rewards/*/mean",
+    "rewards/*",
     "eval_reward",
     "eval_rewards/*/mean",
     "eval_*",
@@ -22,7 +23,7 @@ CURVES = (
     "completions/clipped_ratio",
     "entropy",
     "loss",
-    "value_loss",
+    "value/*",
     "mean_token_accuracy",
     "accuracy",
     "margin",
