@@ -66,6 +66,22 @@ def chromium(tmp_path_factory):
         pytest.skip("needs chromium and chromedriver on the PATH (Debian: chromium, chromium-driver)")
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, part of the dev extra")
     from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    class Patient(webdriver.Chrome):
+        """Waits until a page's scripts have run: on a busy machine its driver may go on while the page is loading."""
+
+        def get(self, url):
+            super().get(url)
+            self.wait()
+
+        def back(self):
+            super().back()
+            self.wait()
+
+        def wait(self):
+            complete = "return document.readyState === 'complete'"
+            WebDriverWait(self, 60).until(lambda page: page.execute_script(complete))
 
     options = webdriver.ChromeOptions()
     options.binary_location = binary
@@ -82,6 +98,6 @@ def chromium(tmp_path_factory):
         f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
     ):
         options.add_argument(argument)
-    session = webdriver.Chrome(options=options, service=Service(driver))
+    session = Patient(options=options, service=Service(driver))
     yield session
     session.quit()
