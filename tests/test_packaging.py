@@ -1,5 +1,6 @@
 """What a user installs: the wheel holds the recipes and the configs, and works in an empty folder."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -69,3 +70,11 @@ def test_every_dependency_has_a_tested_version():
     for requirement in [*project["dependencies"], *extras]:
         name = requirement.split(">=")[0].split("[")[0].replace("_", "-")
         assert name in pinned or name == "lastmile-trl", name
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md"])
+def test_the_pictures_of_a_page_are_there_and_small(page):
+    text, folder = (ROOT / page).read_text(encoding="utf-8"), (ROOT / page).parent
+    pictures = [folder / name for name in re.findall(r'src(?:set)?="([^"]+)"', text)]
+    assert len(pictures) >= 2
+    assert all(picture.stat().st_size < 300_000 for picture in pictures)

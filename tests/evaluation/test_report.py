@@ -650,6 +650,65 @@ def test_browser_marks_repeats_and_underlines_what_was_not_given(page):
     assert lines == [["wavy", True], ["solid", False]], "they are told apart without colours too"
 
 
+def test_browser_says_why_an_example_has_a_dash(page, tmp_path):
+    content = result(rows=3)
+    for example in content["examples"]:
+        example["outputs"][2]["metrics"]["ended"] = None
+    content["results"][2]["metrics"]["ended"] = None
+    content["results"][2]["missing"] = {"ended": "grpo was not asked <i>"}
+    content["examples"][1]["outputs"][2]["metrics"] |= {"rouge/rougeL": None, "rouge/rouge2": None}
+    del content["examples"][2]["outputs"][3]
+    page.get(write_report(content, {}, tmp_path / "report.html").as_uri())
+    choose(page, metric=0, run=2, minus="", order="up")
+    assert rows_shown(page)[-1] == 1 and texts(page, ".rank")[-1] == "rouge/rougeL –, as it has no value in this row"
+    choose(page, metric="")
+    assert texts(page, ".example:nth-child(2) .output:nth-child(3) .missing") == [
+        "rouge/rougeL, rouge/rouge2 –: this row has nothing that it measures",
+        "ended –: grpo was not asked <i>",
+    ]
+    assert "ended" not in texts(page, ".example:nth-child(2) .output:nth-child(3) .values")[0]
+    assert texts(page, ".example:nth-child(3) .empty") == ["– (this run has no output for this row)"]
+
+
+def test_browser_shows_all_samples_of_a_row(page, tmp_path):
+    content = result(rows=2)
+    content["examples"][1]["outputs"][0] |= {"text": "one", "samples": ["one", "not of Zed", "nor that"]}
+    page.get(write_report(content, {}, tmp_path / "report.html").as_uri())
+    choose(page, metric="", search="zed")
+    assert rows_shown(page) == [1]
+    assert texts(page, ".samples summary") == ["2 more of this row; the values are means over all"]
+    assert texts(page, ".output:first-child .text") == ["one", "not of Zed", "nor that"]
+    assert texts(page, ".samples u") == ["Zed"]
+    page.find_element("css selector", ".samples summary").click()
+    assert page.find_element("css selector", ".samples u").is_displayed()
+
+
+def test_browser_needs_no_network(page):
+    page.execute_cdp_cmd("Network.enable", {})
+    nothing = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    page.execute_cdp_cmd("Network.emulateNetworkConditions", nothing)
+    page.get(page.report)
+    assert len(texts(page, ".example")) == 20 and len(texts(page, "svg.panel")) > 20
+    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+    page.execute_cdp_cmd("Network.disable", {})
+
+
+def test_browser_without_scripts_says_what_is_missing(page):
+    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    page.get(page.report)
+    shown = page.find_element("tag name", "body").text
+    page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    assert "The examples need JavaScript" in shown and "Distributions" in shown and "Search" not in shown
+
+
+def test_browser_prints_tables_and_the_rows_shown_without_the_fields(page):
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    heights = "return [...document.querySelectorAll(arguments[0])].map(node => node.offsetHeight)"
+    fields, examples = (page.execute_script(heights, of) for of in ("nav, #form, #more", ".example"))
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert fields == [0, 0, 0] and len(examples) == 20 and min(examples) > 100
+
+
 MILLISECONDS = """
 const [name, value, done] = arguments, field = document.getElementById(name), start = performance.now();
 field.value = value;
