@@ -719,6 +719,9 @@ requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
 
 def test_browser_stays_quick_with_two_thousand_rows(page, tmp_path):
     content = result(rows=200)
+    content["results"] = [entry for entry in content["results"] if entry["decoding"] == "greedy"]
+    for example in content["examples"]:
+        example["outputs"] = [output for output in example["outputs"] if output["decoding"] == "greedy"]
     content["examples"] *= 10
     path = write_report(content, {}, tmp_path / "report.html")
     start = time.perf_counter()
