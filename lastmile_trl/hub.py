@@ -1,20 +1,23 @@
 """The push of a run to the Hub, with its card."""
 
 import json
+import re
 import shlex
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from . import provenance
 from .card import model_card
 from .errors import InputError, RunError, first_line
-from .merge import merge
+from .merge import merge as merge_into_base
 from .recipe import IN_ONE_PROCESS
+from .screen import note
 
 # All that is ever pushed. Checkpoints, completions, outputs, the history and training_args.bin hold users' data,
 # optimizer states and settings of this machine.
@@ -25,13 +28,36 @@ PUBLISHED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
     "chat_template.jinja",
 )  # fmt: skip
-PATIENCE = 300  # seconds without a sign of life; the Hub client itself would wait for ever
+SILENCE = 60  # seconds without a sign of life from the Hub; its client would wait for ever
+WAITS = (2, 10, 30, 60)  # seconds between two attempts
+LONGEST = 300  # seconds that a Hub which asks for patience gets; it counts in windows of five minutes
+
+T = TypeVar("T")
 
 
 def check_access(repo: str) -> None:
     """Raise if a push to ``repo`` could not succeed: no valid token, or no right to write there."""
-    with _reaching_hub(f"The Hub could not be asked whether you may push to {repo}"):
-        _full_name(repo)
+    with _reaching_hub(f"The Hub could not be asked whether you may push to {repo}", "check the connection"):
+        _owner_and_name(repo)
+
+
+def command(
+    run: Path,
+    repo: str,
+    *,
+    private: bool = True,
+    merge: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """The command that pushes a run.
+
+    >>> command(Path("runs/notes/grpo"), "me/notes", merge=True)
+    'lastmile push runs/notes/grpo me/notes --merge'
+    """
+    flags = {"--merge": merge, "--public": not private, "--create-pr": create_pr}
+    words = ["lastmile", "push", str(run), repo, *(flag for flag, given in flags.items() if given)]
+    return shlex.join([*words, *(["--revision", revision] if revision else [])])
 
 
 def push(
@@ -49,49 +75,72 @@ def push(
     """
     if (method := provenance.recipe_value(run, "method")) in IN_ONE_PROCESS:
         raise InputError(f"{run} holds no model, as `method: {method}` trains none: push a run that does.")
-    flags = {"--merge": merge, "--public": not private, "--create-pr": create_pr}
-    command = ["lastmile", "push", str(run), repo, *(flag for flag, given in flags.items() if given)]
-    again = shlex.join([*command, *(["--revision", revision] if revision else [])])
-    hub = partial(_reaching_hub, f"{run} was not pushed to {repo}", f"; push it again with `{again}`")
-    with hub():
-        name = _full_name(repo, may_write=not create_pr)
-    upload = partial(_upload, repo=name, private=private, revision=revision, create_pr=create_pr, hub=hub)
-    return _upload_merged(run, upload) if merge else upload(run)
-
-
-def _upload_merged(run: Path, upload: Callable[[Path], str]) -> str:
+    if create_pr and revision:
+        raise InputError(f"A pull request goes to the main branch: leave out --create-pr or --revision {revision}.")
+    again = command(run, repo, private=private, merge=merge, revision=revision, create_pr=create_pr)
+    reaching = partial(_reaching_hub, f"{run} was not pushed to {repo}", f"push it again with `{again}`")
+    owner, name = _patiently(partial(_owner_and_name, repo, may_write=not create_pr), reaching)
+    upload = partial(_upload, repo=name, private=private, revision=revision, proposer=owner if create_pr else None)
+    if not merge:
+        return _upload_files(run, name, upload, reaching)
     # Inside the run folder there is room for a model; in the system's folder for temporary files often not.
     with TemporaryDirectory(dir=run, prefix="merged-") as folder:
-        return upload(merge(run, Path(folder) / run.resolve().name))
+        return _upload_files(merge_into_base(run, Path(folder) / run.resolve().name), name, upload, reaching)
 
 
-def _upload(run: Path, *, repo: str, private: bool, revision: str | None, create_pr: bool, hub: Callable) -> str:
+def _upload_files(run: Path, repo: str, upload: Callable[..., str], reaching: Callable) -> str:
+    return _patiently(partial(upload, _files(run, repo), f"Push {run.resolve().name} with lastmile_trl"), reaching)
+
+
+def _upload(
+    files: dict[str, Path | bytes],
+    title: str,
+    *,
+    repo: str,
+    private: bool,
+    revision: str | None,
+    proposer: str | None,
+) -> str:
+    """Bring the repository to hold these files; what is there already is not sent again."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    files = _files(run, repo)
     api = HfApi()
-    with hub():
-        api.create_repo(repo, private=private, exist_ok=True)
-        if private and not api.model_info(repo).private:
-            raise InputError(
-                f"{repo} exists and is public, but a private push was asked for: make it private in its settings, "
-                "name another repository, or push with --public."
-            )
-        if revision and not revision.startswith("refs/"):
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        there = api.list_repo_files(repo, revision=revision)
-        stale = [name for name in there if _is_published(name) and name not in files]
-        commit = api.create_commit(
-            repo,
-            [
-                *(CommitOperationAdd(name, content) for name, content in files.items()),
-                *(CommitOperationDelete(name) for name in stale),
-            ],
-            commit_message=f"Push {run.resolve().name} with lastmile_trl",
-            revision=revision,
-            create_pr=create_pr,
+    api.create_repo(repo, private=private, exist_ok=True)
+    if private and not api.model_info(repo).private:
+        raise InputError(
+            f"{repo} exists and is public, but a private push was asked for: make it private in its settings, "
+            "name another repository, or push with --public."
         )
+    if revision and not revision.startswith("refs/"):
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    number = _open_proposal(repo, title, proposer) if proposer else None
+    if number:
+        revision = f"refs/pr/{number}"
+    there = api.list_repo_files(repo, revision=revision)
+    stale = [name for name in there if _is_published(name) and name not in files]
+    commit = api.create_commit(
+        repo,
+        [
+            *(CommitOperationAdd(name, content) for name, content in files.items()),
+            *(CommitOperationDelete(name) for name in stale),
+        ],
+        commit_message=title,
+        revision=revision,
+        create_pr=bool(proposer and not number),
+    )
+    if number:
+        return f"{api.endpoint}/{repo}/discussions/{number}"
     return commit.pr_url or f"{api.endpoint}/{repo}" + (f"/tree/{revision}" if revision else "")
+
+
+def _open_proposal(repo: str, title: str, author: str) -> int | None:
+    """The number of the author's open pull request of this title: a second push, or attempt, goes on with it."""
+    from huggingface_hub import HfApi
+
+    proposals = HfApi().get_repo_discussions(
+        repo, author=author, discussion_type="pull_request", discussion_status="open"
+    )
+    return next((proposal.num for proposal in proposals if proposal.title == title), None)
 
 
 def _is_published(name: str) -> bool:
@@ -124,8 +173,8 @@ def _check_no_token(run: Path, files: dict[str, Path | bytes]) -> None:
             raise InputError(f"{run / name} holds your Hub token, so nothing was pushed: remove it from that file.")
 
 
-def _full_name(repo: str, may_write: bool = True) -> str:
-    """The repository's name with its namespace, after asking the Hub who the token belongs to and what it may do."""
+def _owner_and_name(repo: str, may_write: bool = True) -> tuple[str, str]:
+    """Who the token belongs to, and the repository's name with its namespace; asks the Hub what the token may do."""
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -145,7 +194,7 @@ def _full_name(repo: str, may_write: bool = True) -> str:
     name = repo if "/" in repo else f"{user['name']}/{repo}"
     if may_write:
         _check_may_write(user, name)
-    return name
+    return user["name"], name
 
 
 def _check_may_write(user: dict[str, Any], repo: str) -> None:
@@ -159,27 +208,96 @@ def _check_may_write(user: dict[str, Any], repo: str) -> None:
         raise InputError(f"{user['name']} may not push to {owner!r}, only to {', '.join(writable)}.")
 
 
-@contextmanager
-def _reaching_hub(failure: str, remedy: str = "; check the connection") -> Iterator[None]:
-    """Say in one sentence what any of the client's many errors means. Only calls to the Hub belong inside."""
-    from huggingface_hub import get_session
-    from huggingface_hub.errors import HTTPError
+# --- when the Hub does not answer, or not as it should -------------------------------------------------------------
 
-    get_session().timeout = PATIENCE
+
+def _patiently(attempt: Callable[[], T], reaching: Callable) -> T:
+    """The result of an attempt, made again for some minutes while the reason that it failed may pass."""
+    for wait in (*WAITS, None):
+        try:
+            with reaching():
+                return attempt()
+        except RunError as error:
+            seconds = wait and _seconds_to_wait(error.__cause__, wait)
+            if not seconds:
+                raise
+            note(f"The Hub failed ({_said(error.__cause__)}); the push goes on in {seconds} seconds.")
+            time.sleep(seconds)
+
+
+def _seconds_to_wait(error: BaseException, least: int) -> int | None:
+    """How long to wait before the next attempt; None where that would fail too."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    cause = _cause(error)
+    if not isinstance(cause, HfHubHTTPError):
+        passes = isinstance(cause, HTTPError | ConnectionError) and not isinstance(cause, OfflineModeIsEnabled)
+        return least if passes else None
+    if cause.response.status_code < 500 and cause.response.status_code not in (408, 429):
+        return None
+    return min(max(least, _seconds_asked_for(cause.response.headers)), LONGEST)
+
+
+def _seconds_asked_for(headers: Mapping[str, str]) -> int:
+    """For how long a Hub that has too much to do wants to be left alone, as it says.
+
+    >>> _seconds_asked_for({"retry-after": "20"}), _seconds_asked_for({"ratelimit": '"api";r=0;t=55'})
+    (20, 55)
+    """
+    said = re.search(r"^\d+$|\bt=(\d+)", headers.get("retry-after") or headers.get("ratelimit") or "")
+    return int(said[1] or said[0]) if said else 0
+
+
+@contextmanager
+def _reaching_hub(failure: str, remedy: str) -> Iterator[None]:
+    """Say in one sentence what any of the client's many errors means. Only calls to the Hub belong inside."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.utils import _http
+
+    own = _http._GLOBAL_CLIENT_FACTORY  # there is no public way to ask for it
+    set_client_factory(partial(_client, own))
     try:
         yield
     except (HTTPError, OSError, RuntimeError, ValueError) as error:  # the client raises all of these
-        raise RunError(f"{failure} ({_cause(error)}){remedy}.") from error
+        raise RunError(f"{failure} ({_said(error)}); {remedy}.") from error
+    finally:
+        set_client_factory(own)
 
 
-def _cause(error: BaseException) -> str:
-    """What the Hub answered, or else the innermost error's first line."""
+def _client(own: Callable[[], Any]) -> Any:
+    """The Hub's client, with an end to every wait."""
+    client = own()
+    client.timeout = SILENCE
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "response": [*hooks["response"], _raise_if_told_to_wait]}
+    return client
+
+
+def _raise_if_told_to_wait(response: Any) -> None:
+    """An error at once, where the client would wait for as long as it is told to."""
+    from huggingface_hub.utils import hf_raise_for_status
+
+    if response.status_code == 429 or "retry-after" in response.headers:
+        response.read()
+        hf_raise_for_status(response)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the Hub answered or how it did not, or else the innermost error."""
+    from huggingface_hub.errors import HTTPError
+
+    while not isinstance(error, HTTPError) and error.__cause__:
+        error = error.__cause__
+    return error
+
+
+def _said(error: BaseException) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
-    while not isinstance(error, HfHubHTTPError) and error.__cause__:
-        error = error.__cause__
-    if not isinstance(error, HfHubHTTPError):
-        return first_line(error)
-    response = error.response
-    said = f": {error.server_message}" if error.server_message else ""
+    cause = _cause(error)
+    if not isinstance(cause, HfHubHTTPError):
+        return first_line(cause)
+    response = cause.response
+    said = f": {cause.server_message}" if cause.server_message else ""
     return f"the Hub answered {response.status_code} {response.reason_phrase}{said}".rstrip(".")

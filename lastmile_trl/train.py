@@ -90,9 +90,9 @@ def run(recipe: Recipe, force: bool = False) -> None:
         if recipe.method not in IN_ONE_PROCESS:
             _write_card(recipe.run)
         write_environment(recipe, state, seconds=round(time.monotonic() - started, 1), finished=now())
-        if recipe.hub.push:
-            _push(recipe)
     state.wait_for_everyone()
+    if state.is_main_process and recipe.hub.push:  # the others are done: none waits for an upload
+        _push(recipe)
 
 
 def _prepare_folder(recipe: Recipe, force: bool) -> None:
@@ -660,12 +660,14 @@ def _write_card(run: Path) -> None:
 
 
 def _push(recipe: Recipe) -> None:
-    """A push that fails never loses a finished run: it says how to push again."""
-    from .hub import push
+    """A push that fails never loses a finished run, nor stops the stages after it: it says how to push again."""
+    from .hub import command, push
 
     hub = recipe.hub
+    options = {"private": hub.private, "merge": hub.merge, "revision": hub.revision}
     try:
-        url = push(recipe.run, hub.repo, private=hub.private, merge=hub.merge, revision=hub.revision)
-        note(f"Pushed to {url}")
-    except (RunError, InputError) as error:
-        note(f"The run is finished, but its push failed. {error}")
+        note(f"Pushed to {push(recipe.run, hub.repo, **options)}")
+    except Exception as error:  # whatever it is, the run is finished
+        again = command(recipe.run, hub.repo, **options)
+        remedy = "" if again in str(error) else f" Push it with `{again}`."
+        note(f"Warning: {recipe.run} is finished, but its push failed. {error or type(error).__name__}{remedy}")

@@ -10,6 +10,8 @@ import json
 import multiprocessing
 import os
 import re
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,8 +21,9 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
+SILENT = 1.0  # seconds, longer than a client of the tests waits
 REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -37,6 +40,7 @@ class User:
 @dataclass
 class Repo:
     private: bool
+    proposals: dict[int, tuple[str, str]] = field(default_factory=dict)  # open pull requests: author and title
     branches: dict[str, list[dict[str, bytes]]] = field(default_factory=lambda: {"main": [{".gitattributes": b""}]})
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
@@ -50,12 +54,25 @@ class Repo:
         return hashlib.sha1(f"{id(self)} {branch} {len(self.branches[branch])}".encode()).hexdigest()
 
 
+@dataclass
+class Fault:
+    """What happens to a request instead of its answer: a status, or by name
+
+    reset: the connection breaks while the request is sent; lost: all is done, but the answer never arrives;
+    silent: there is no answer for longer than a client waits.
+    """
+
+    what: int | str
+    times: int = sys.maxsize
+    headers: dict[str, str] = field(default_factory=dict)
+
+
 class FakeHub:
     def __init__(self, home: Path, users: dict[str, User]):
         self.users = users
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
-        self.faults: dict[tuple[str, str], int | None] = {}  # method, path pattern -> status, None to never answer
+        self.faults: dict[tuple[str, str], Fault] = {}  # by method and path pattern
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.environment = {
@@ -78,6 +95,13 @@ class FakeHub:
         self.server.shutdown()
         self.server.server_close()
 
+    def fault(self, method: str, path: str) -> Fault | None:
+        for (of_method, pattern), fault in self.faults.items():
+            if method == of_method and fault.times and re.search(pattern, path):
+                fault.times -= 1
+                return fault
+        return None
+
     def client(self, function: Callable, *arguments: Any, token: str | None = None, **keywords: Any) -> Any:
         return self.process.submit(call_as, token, function, arguments, keywords).result(timeout=120)
 
@@ -94,8 +118,8 @@ def call_as(token: str | None, function: Callable, arguments: tuple, keywords: d
 
 
 class Refused(Exception):
-    def __init__(self, status: int, message: str, code: str = ""):
-        self.status, self.message, self.code = status, message, code
+    def __init__(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None):
+        self.status, self.message, self.code, self.headers = status, message, code, headers or {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -109,14 +133,19 @@ class Handler(BaseHTTPRequestHandler):
         """Requests are not printed."""
 
     def answer(self) -> None:
-        self.body = self.read_body()
         path = urlsplit(self.path).path
+        fault = self.hub.fault(self.command, path)
+        self.lost = fault is not None and fault.what == "lost"
+        if fault and fault.what == "reset":
+            self.rfile.read(min(100, int(self.headers.get("Content-Length") or 0)))
+            return self.hang_up()
+        self.body = self.read_body()
         try:
-            for (method, pattern), status in self.hub.faults.items():
-                if method == self.command and re.search(pattern, path):
-                    if status is None:
-                        return self.stay_silent()
-                    raise Refused(status, "injected fault")
+            if fault and fault.what == "silent":
+                time.sleep(SILENT)
+                return self.hang_up()
+            if fault and not self.lost:
+                raise Refused(fault.what, "injected fault", headers=fault.headers)
             self.user = self.find_user()
             for method, pattern, route in ROUTES:
                 if self.command in method.split() and (match := re.fullmatch(pattern, path)):
@@ -124,13 +153,13 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404, f"no such route: {self.command} {path}")
         except Refused as refused:
             headers = {"X-Error-Message": refused.message} | ({"X-Error-Code": refused.code} if refused.code else {})
-            self.send(refused.status, {"error": refused.message}, headers)
+            self.send(refused.status, {"error": refused.message}, headers | refused.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = answer
 
-    def stay_silent(self) -> None:
-        time.sleep(2)  # longer than the client waits
+    def hang_up(self) -> None:
         self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -143,6 +172,8 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+        if self.lost:
+            return self.hang_up()
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
@@ -219,7 +250,8 @@ class Handler(BaseHTTPRequestHandler):
         objects = json.loads(self.body)["objects"]
         for entry in objects:
             if entry["oid"] not in self.hub.blobs:
-                entry["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{entry['oid']}"}}
+                address = f"{self.hub.url}/lfs/{entry['oid']}"
+                entry["actions"] = {"upload": {"href": address}, "verify": {"href": f"{address}/verify"}}
         self.send(200, {"transfer": "basic", "objects": objects})
 
     def lfs_put(self, oid: str) -> None:
@@ -228,13 +260,20 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.blobs[oid] = self.body
         self.send(200, {})
 
+    def lfs_verify(self, oid: str) -> None:
+        if oid not in self.hub.blobs:
+            raise Refused(404, "no such object")
+        self.send(200, {})
+
     def commit(self, name: str, revision: str) -> None:
         repo, branch = self.find_repo(name, revision, write=True)
-        files = dict(repo.files(branch))
+        files, header = dict(repo.files(branch)), {}
         for line in self.body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
             match entry["key"]:
+                case "header":
+                    header = value
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
@@ -243,13 +282,25 @@ class Handler(BaseHTTPRequestHandler):
                     del files[value["path"]]
         answer = {}
         if "create_pr=1" in self.path:
-            number = 1 + sum(name.startswith("refs/pr/") for name in repo.branches)
+            number = 1 + len(repo.proposals)
+            repo.proposals[number] = self.user.name, header["summary"]
             branch = f"refs/pr/{number}"
             repo.branches[branch] = []
             answer = {"pullRequestUrl": f"{self.hub.url}/{name}/discussions/{number}"}
         repo.branches[branch].append(files)
         commit = repo.commit_id(branch)
         self.send(200, {"commitOid": commit, "commitUrl": f"{self.hub.url}/{name}/commit/{commit}", **answer})
+
+    def discussions(self, name: str) -> None:
+        repo, _ = self.find_repo(name)
+        asked = parse_qs(urlsplit(self.path).query)
+        found = [
+            {"num": number, "title": title, "author": {"name": author}, "createdAt": "2026-01-01T00:00:00.000Z",
+             "status": "open", "isPullRequest": True, "repo": {"name": name, "type": "model"}}
+            for number, (author, title) in repo.proposals.items()
+            if asked.get("author") == [author]
+        ]  # fmt: skip
+        self.send(200, {"discussions": found, "count": len(found), "start": 0})
 
     def info(self, name: str, revision: str = "main") -> None:
         repo, branch = self.find_repo(name, revision)
@@ -298,6 +349,8 @@ ROUTES = [
     ("POST", f"{MODEL}/commit/([^/]+)", Handler.commit),
     ("POST", r"/(.+)\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", "/lfs/(.+)", Handler.lfs_put),
+    ("POST", "/lfs/(.+)/verify", Handler.lfs_verify),
+    ("GET", f"{MODEL}/discussions", Handler.discussions),
     ("GET", MODEL, Handler.info),
     ("GET", f"{MODEL}/revision/([^/]+)", Handler.info),
     ("GET", f"{MODEL}/tree/([^/]+)/?(.*)", Handler.tree),

@@ -17,7 +17,7 @@ from lastmile_trl import cli
 from lastmile_trl.recipe import load, shipped, shipped_names
 
 from .conftest import make_rows, write_jsonl
-from .fakehub import FakeHub, User
+from .fakehub import FakeHub, Fault, User
 
 QUICK = {"training": {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no",
                       "gradient_checkpointing": False, "learning_rate": 1e-2},
@@ -364,9 +364,9 @@ def test_a_run_is_pushed_when_its_recipe_says_so_and_not_lost_when_the_push_fail
         assert refused.returncode == 2 and "alice may not push to 'bob'" in refused.stderr
         assert not (folder / "runs").exists()
 
-        server.faults["POST", "/commit/"] = 500
+        server.faults["POST", "/commit/"] = Fault(403)
         unlucky = lastmile(*push, "hub.repo=alice/task", **environment)
-        assert "The run is finished, but its push failed." in unlucky.stderr
+        assert "Warning: runs/task/sft is finished, but its push failed." in unlucky.stderr
         assert "push it again with `lastmile push runs/task/sft alice/task`" in unlucky.stderr
         server.faults.clear()
         assert lastmile("push", "runs/task/sft", "alice/task", **environment).stdout.endswith("/alice/task\n")

@@ -1,7 +1,6 @@
 """Pushes through the real Hub client to a hub on this machine."""
 
 import contextlib
-import hashlib
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from lastmile_trl import hub
 from lastmile_trl.card import model_card
 from lastmile_trl.errors import InputError, RunError
 
-from .fakehub import FakeHub, User
+from .fakehub import FakeHub, Fault, User
 from .run_fixture import (
     BASE,
     EVALUATION,
@@ -197,6 +196,21 @@ def push_card(card: str) -> None:
     HfApi().upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=BASE)
 
 
+def test_a_second_proposal_goes_on_with_the_first(server, adapter_run):
+    for weight in ("0.7", "0.8"):
+        (adapter_run / "recipe.yaml").write_text((adapter_run / "recipe.yaml").read_text().replace("0.7", weight))
+        url = server.client(hub.push, adapter_run, "alice/proposed", create_pr=True, token=TOKEN)
+        assert url == f"{server.url}/alice/proposed/discussions/1"
+    branches = server.repos["alice/proposed"].branches
+    assert [b"weight: 0.8" in files["recipe.yaml"] for files in branches["refs/pr/1"]] == [False, True]
+    assert list(branches) == ["main", "refs/pr/1"] and branches["main"] == [{".gitattributes": b""}]
+
+
+def test_a_proposal_to_a_branch_is_refused(adapter_run):
+    with pytest.raises(InputError, match="A pull request goes to the main branch"):
+        hub.push(adapter_run, "alice/x", create_pr=True, revision="v2")
+
+
 def test_a_private_push_is_seen_by_nobody_else(server, adapter_run):
     server.client(hub.push, adapter_run, "alice/secret", token=TOKEN)
     assert server.client(is_invisible, "alice/secret")
@@ -226,68 +240,6 @@ def test_pushing_to_a_branch_and_as_a_pull_request(server, adapter_run):
 
 
 @pytest.mark.parametrize(
-    ("fault", "cause"),
-    [
-        (("POST", "/api/repos/create$", 500), "the Hub answered 500 Internal Server Error: injected fault"),
-        (("POST", "/commit/main$", 500), "the Hub answered 500 Internal Server Error: injected fault"),
-        (("PUT", "/lfs/", 403), "the Hub answered 403 Forbidden: injected fault"),
-        (("POST", "/commit/main$", 413), "the Hub answered 413 Request Entity Too Large: injected fault"),
-        (("GET", "/api/whoami-v2$", 500), "the Hub answered 500 Internal Server Error: injected fault"),
-    ],
-)
-def test_a_failed_push_says_why_and_how_to_push_again(server, faults, adapter_run, fault, cause):
-    repo = "alice/failed-" + hashlib.md5(repr(fault).encode()).hexdigest()
-    weights = adapter_run / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes() + repo.encode())  # so that they are not on the hub yet
-    method, path, status = fault
-    faults[method, path] = status
-    with pytest.raises(RunError) as failure:
-        server.client(hub.push, adapter_run, repo, token=TOKEN)
-    again = f"lastmile push {adapter_run} {repo}"
-    assert str(failure.value) == f"{adapter_run} was not pushed to {repo} ({cause}); push it again with `{again}`."
-    faults.clear()
-    assert server.client(hub.push, adapter_run, repo, token=TOKEN) == f"{server.url}/{repo}"
-
-
-def test_the_command_to_push_again_has_the_same_flags(server, faults, adapter_run):
-    faults["POST", "/api/repos/create$"] = 503
-    with pytest.raises(RunError, match=r"with `lastmile push \S+ x --public --create-pr --revision v2`\."):
-        server.client(
-            hub.push, adapter_run, "x", private=False, create_pr=True, revision="v2", token=TOKEN
-        )  # fmt: skip
-
-
-def push_impatiently(run: Path) -> None:
-    patience, hub.PATIENCE = hub.PATIENCE, 0.3
-    try:
-        hub.push(run, "alice/x")
-    finally:
-        hub.PATIENCE = patience
-
-
-def test_a_hub_that_never_answers(server, faults, adapter_run):
-    faults["POST", "/api/repos/create$"] = None
-    with pytest.raises(RunError, match=r"was not pushed to alice/x \(.*timed out\); push it again"):
-        server.client(push_impatiently, adapter_run, token=TOKEN)
-
-
-def push_to_nobody(run: Path) -> None:
-    """Push while no server listens where the Hub should be."""
-    from huggingface_hub import constants
-
-    endpoint, constants.ENDPOINT = constants.ENDPOINT, "http://127.0.0.1:9"
-    try:
-        hub.push(run, "alice/x")
-    finally:
-        constants.ENDPOINT = endpoint
-
-
-def test_a_hub_that_is_not_there(server, adapter_run):
-    with pytest.raises(RunError, match=r"was not pushed to alice/x \(.*Connection refused\); push it again"):
-        server.client(push_to_nobody, adapter_run, token=TOKEN)
-
-
-@pytest.mark.parametrize(
     ("token", "repo", "said"),
     [
         (None, "alice/x", "There is no Hub token to push with: run `hf auth login` or set HF_TOKEN"),
@@ -308,7 +260,7 @@ def test_access_is_refused_before_anything_is_pushed(server, adapter_run, token,
 def test_access_is_granted_and_faults_are_told_apart(server, faults):
     for repo in ("alice/new", "new", "lab/new"):
         assert server.client(hub.check_access, repo, token=TOKEN) is None
-    faults["GET", "/api/whoami-v2$"] = 503
+    faults["GET", "/api/whoami-v2$"] = Fault(503)
     with pytest.raises(RunError, match=r"could not be asked whether you may push to new \(the Hub answered 503"):
         server.client(hub.check_access, "new", token=TOKEN)
 
