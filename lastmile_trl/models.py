@@ -1,7 +1,8 @@
 """The tokenizer and the model a stage starts from, as ``trl.ModelConfig`` describes them."""
 
+import gc
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from .errors import InputError
 from .screen import note
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig
 
@@ -145,14 +146,99 @@ def load_model(config: "ModelConfig", trust_remote_code: bool = False, trainable
 
     A ``trainable`` adapter goes on being trained: TRL keeps a frozen copy of it as the KL reference.
     """
+    adapter = adapter_config(config.model_name_or_path, config.model_revision)
+    model = _load_plain(config, adapter, trust_remote_code)
+    return _with_adapter(model, config, trainable) if adapter else model
+
+
+def _with_adapter(base: "PreTrainedModel", config: "ModelConfig", trainable: bool = False) -> "PeftModel":
     from peft import PeftModel
 
-    path, revision = config.model_name_or_path, config.model_revision
-    adapter = adapter_config(path, revision)
-    model = _load_plain(config, adapter, trust_remote_code)
-    if not adapter:
-        return model
-    return PeftModel.from_pretrained(model, path, is_trainable=trainable, revision=revision)
+    return PeftModel.from_pretrained(
+        base, config.model_name_or_path, is_trainable=trainable, revision=config.model_revision
+    )
+
+
+def _base_of(config: "ModelConfig", adapter: dict | None) -> tuple[str, str]:
+    """The plain model that is loaded, and its revision."""
+    if adapter:
+        return adapter["base_model_name_or_path"], adapter.get("revision") or "main"
+    return config.model_name_or_path, config.model_revision
+
+
+def base_settings(config: "ModelConfig", adapter: dict | None) -> dict[str, Any]:
+    """All that decides which weights are loaded below an adapter, and how."""
+    path, revision = _base_of(config, adapter)
+    place = Path(path).expanduser()
+    of_adapters = ("use_peft", "use_rslora", "use_dora")
+    settings = {k: value for k, value in asdict(config).items() if k not in of_adapters and not k.startswith("lora_")}
+    path = str(place.resolve()) if place.is_dir() else path
+    return settings | {"model_name_or_path": path, "model_revision": revision}
+
+
+def _leaves_base(adapter: dict[str, Any]) -> bool:
+    """Whether a base is what it was once the adapter is taken off: of plain LoRA that is known."""
+    changes = ("layer_replication", "modules_to_save", "target_parameters", "trainable_token_indices")
+    return (
+        adapter.get("peft_type") == "LORA"
+        and adapter.get("bias", "none") == "none"
+        and adapter.get("init_lora_weights", True) is True  # others move some of the base's weights into the adapter
+        and not any(adapter.get(key) for key in changes)
+    )
+
+
+class Loaded:
+    """The one model in memory: the next one takes its place, and where both are on the same base, only the adapter's.
+
+    >>> loaded = Loaded()
+    >>> model = loaded.model(ModelConfig("runs/samsum/sft"))  # doctest: +SKIP
+    >>> model = loaded.model(ModelConfig("runs/samsum/grpo"))  # doctest: +SKIP
+    """
+
+    def __init__(self):
+        self._model: Any = None
+        self._is: tuple | None = None  # which model it is
+        self._base: tuple | None = None  # on which base, if another model may have that
+
+    def model(self, config: "ModelConfig", trust_remote_code: bool = False) -> "PreTrainedModel":
+        """The model that the configuration names, in memory from now on."""
+        adapter = adapter_config(config.model_name_or_path, config.model_revision)
+        base = (base_settings(config, adapter), trust_remote_code)
+        wanted = (base, adapter and (config.model_name_or_path, config.model_revision))
+        if wanted != self._is:
+            model = self._plain() if base == self._base else None
+            self.release()
+            if model is None:
+                model = on_device(_load_plain(config, adapter, trust_remote_code))
+            self._model = on_device(_with_adapter(model, config)) if adapter else model
+            self._is, self._base = wanted, base if not adapter or _leaves_base(adapter) else None
+        return self._model
+
+    def _plain(self) -> "PreTrainedModel":
+        from peft import PeftModel
+
+        return self._model.unload() if isinstance(self._model, PeftModel) else self._model
+
+    def release(self) -> None:
+        """Free the memory."""
+        self._model = self._is = self._base = None
+        free_memory()
+
+
+def on_device(model: Any) -> Any:
+    """The model on this process's device, unless it is placed already."""
+    from accelerate import PartialState
+
+    return model if getattr(model, "hf_device_map", None) else model.to(PartialState().device)
+
+
+def free_memory() -> None:
+    """Give back what models hold that nothing refers to."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def load_guide(
@@ -206,10 +292,11 @@ def _load_plain(
 
     # Left alone, one process spreads the model over the GPUs it sees; each of several must hold its own.
     placement = {"device_map": None} if PartialState().num_processes > 1 else {}
+    path, revision = _base_of(config, adapter)
     return create_model_from_path(
-        adapter["base_model_name_or_path"] if adapter else config.model_name_or_path,
+        path,
         kind,
-        revision=(adapter.get("revision") or "main") if adapter else config.model_revision,
+        revision=revision,
         trust_remote_code=trust_remote_code,
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,

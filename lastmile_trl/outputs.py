@@ -1,20 +1,23 @@
 """What runs and models answer to prompts: decoded once, and kept in their run folders."""
 
-import gc
 import hashlib
 import json
+import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import data as data_module
 from . import models, preflight
 from .errors import InputError, unknown
+from .models import Loaded
 from .recipe import RL, Evaluation, Recipe, max_new_tokens
-from .run_folder import keep_outputs, kept_outputs, stored_recipe
+from .run_folder import keep_outputs, keep_some_outputs, kept_outputs, some_kept_outputs, stored_recipe
+from .screen import note
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +30,7 @@ KEPT = "text, ids, ended"  # of each output
 
 
 def decodings(evaluation: Evaluation) -> dict[str, dict[str, float]]:
-    """What is decoded, by name: greedy, and once sampled."""
+    """What is decoded, by name: greedy, and sampled."""
     settings = {"greedy": {"temperature": 0.0}}
     if evaluation.sampled:
         settings["sampled"] = sampling(evaluation)
@@ -37,6 +40,11 @@ def decodings(evaluation: Evaluation) -> dict[str, dict[str, float]]:
 def sampling(evaluation: Evaluation) -> dict[str, float]:
     """How a sample is drawn."""
     return {"temperature": evaluation.temperature, "top_p": evaluation.top_p, "seed": evaluation.seed}
+
+
+def samples_of(evaluation: Evaluation, decoding: str) -> int:
+    """How many outputs of a row a decoding has."""
+    return evaluation.samples if decoding == "sampled" else 1
 
 
 def fingerprint(prompts: list, recipe: Recipe, settings: dict) -> str:
@@ -76,44 +84,49 @@ def model_of(run: Path, like: Recipe | None = None) -> Model:
 
 
 def outputs_of_run(
-    name: str, model: Model, recipe: Recipe, rows: data_module.Rows
+    name: str, model: Model, recipe: Recipe, rows: data_module.Rows, loaded: Loaded
 ) -> "tuple[dict[str, list[Output]], Dataset]":
     """A run's outputs for the held-out rows by decoding, those it has kept or new ones; and the rows."""
-    decoder = Decoder(model, chat=bool(recipe.data.messages))
+    from .evaluation.decoding import by_row
+
+    decoder = Decoder(model, chat=bool(recipe.data.messages), loaded=loaded)
     held_out = held_out_rows(recipe, rows, decoder.tokenizer)
-    return {
-        decoding: _kept_or_new(
-            f"{name}, {decoding}", model.path, recipe, list(held_out["prompt"]), settings, decoder.decode
-        )
-        for decoding, settings in decodings(recipe.evaluation).items()
-    }, held_out
+    outputs = {}
+    for decoding, settings in decodings(recipe.evaluation).items():
+        samples = samples_of(recipe.evaluation, decoding)
+        flat = _kept_or_new(f"{name}, {decoding}", decoder, recipe, held_out, settings, samples)
+        outputs[decoding] = by_row(flat, samples)
+    return outputs, held_out
 
 
-def samples_of_run(name: str, model: Model, recipe: Recipe, rows: data_module.Rows, count: int) -> "list[list[Output]]":
+def samples_of_run(
+    name: str, model: Model, recipe: Recipe, rows: data_module.Rows, count: int, loaded: Loaded
+) -> "list[list[Output]]":
     """Several samples of a run for each held-out row, those it has kept or new ones."""
-    decoder = Decoder(model, chat=bool(recipe.data.messages))
-    prompts = [prompt for prompt in held_out_rows(recipe, rows, decoder.tokenizer)["prompt"] for _ in range(count)]
-    flat = _kept_or_new(
-        f"{name}, {count} samples", model.path, recipe, prompts, sampling(recipe.evaluation), decoder.decode
-    )
-    return [flat[start : start + count] for start in range(0, len(flat), count)]
+    from .evaluation.decoding import grouped
+
+    decoder = Decoder(model, chat=bool(recipe.data.messages), loaded=loaded)
+    held_out = held_out_rows(recipe, rows, decoder.tokenizer)
+    settings = sampling(recipe.evaluation)
+    return grouped(_kept_or_new(f"{name}, {count} samples", decoder, recipe, held_out, settings, count), count)
 
 
 def _kept_or_new(
-    what: str,
-    run: Path,
-    recipe: Recipe,
-    prompts: list,
-    settings: dict[str, float],
-    decode: "Callable[..., list[Output]]",
+    what: str, decoder: "Decoder", recipe: Recipe, rows: "Dataset", settings: dict[str, float], samples: int
 ) -> "list[Output]":
+    from .evaluation.decoding import repeated
+
+    prompts, run = repeated(rows["prompt"], samples), decoder.run
     key = fingerprint(prompts, recipe, settings)
     outputs = kept_outputs(run, key)
     if outputs is None:
-        limit, batch_size = max_new_tokens(recipe.values), recipe.evaluation.batch_size
-        outputs = decode(prompts, what, max_new_tokens=limit, batch_size=batch_size, **settings)
-        if stored_recipe(run):
-            keep_outputs(run, key, outputs)
+        settings = settings | {"max_new_tokens": max_new_tokens(recipe.values)}
+        settings["batch_size"] = recipe.evaluation.batch_size
+        if not stored_recipe(run):
+            return decoder.decode(prompts, what, **settings)
+        keep = partial(keep_some_outputs, run, key)
+        outputs = decoder.decode(prompts, what, known=some_kept_outputs(run, key), on_outputs=keep, **settings)
+        keep_outputs(run, key, outputs)
     return outputs
 
 
@@ -188,35 +201,36 @@ def sft_of(runs: Mapping[str, Path], recipe: Recipe, upcoming: Collection[Path] 
 class Decoder:
     """A model that answers prompts, and its tokenizer; the model loads at its first use."""
 
-    def __init__(self, model: Model, chat: bool = False):
+    def __init__(self, model: Model, chat: bool = False, loaded: Loaded | None = None):
         from trl import ModelConfig
 
         preflight.check_language_model(str(model.path), model.revision)
+        self.run = model.path
         self.config = ModelConfig(**{**model.section, "model_name_or_path": str(model.path)})
         self.trust = model.trust_remote_code
         self.tokenizer = models.load_tokenizer(str(model.path), self.config.model_revision, self.trust, chat)
+        self.loaded = loaded or Loaded()
 
-    @cached_property
+    @property
     def model(self) -> Any:
         """The loaded model."""
-        free_memory()  # of the model of the run before
-        return on_device(models.load_model(self.config, self.trust))
+        return self.loaded.model(self.config, self.trust)
 
     def decode(self, prompts: list, what: str, **settings: Any) -> "list[Output]":
         """Completions of prompts."""
         from .evaluation.decoding import decode
 
-        with bar(f"decoding {what}", len(prompts)) as on_batch:
+        with bar(f"decoding {what}", len(prompts), done=len(settings.get("known") or {})) as on_batch:
             return decode(self.model, self.tokenizer, list(prompts), on_batch=on_batch, **settings)
 
 
 def surprises_of_run(
-    name: str, model: Model, recipe: Recipe, answers: "list[tuple[str | list[dict], str, bool]]"
+    name: str, model: Model, recipe: Recipe, answers: "list[tuple[str | list[dict], str, bool]]", loaded: Loaded
 ) -> "list[Surprise]":
     """How unlikely a model finds answers, each a prompt, a text, and whether that ended by itself."""
     from .preferences.perplexity import perplexities
 
-    decoder = Decoder(model, chat=bool(recipe.data.messages))
+    decoder = Decoder(model, chat=bool(recipe.data.messages), loaded=loaded)
     prompts, texts, ended = (list(each) for each in zip(*answers, strict=True))
     with bar(f"likelihoods under {name}", len(prompts)) as on_batch:
         return perplexities(
@@ -236,26 +250,33 @@ def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
     return [output.text for output in decoder.decode(prompts, str(run), **settings)]
 
 
-def on_device(model: Any) -> Any:
-    """The model on this process's device, unless it is placed already."""
-    from accelerate import PartialState
-
-    return model if getattr(model, "hf_device_map", None) else model.to(PartialState().device)
-
-
-def free_memory() -> None:
-    """Give back what models hold that nothing refers to."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 @contextmanager
-def bar(what: str, total: int, show: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, as a function of how many are done."""
+def bar(what: str, total: int, show: bool = True, done: int = 0) -> Iterator[Callable[[int, int], None]]:
+    """Progress as a function of how many are done: a bar on a terminal, in a log a line a minute and one at the end."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=what, dynamic_ncols=True, leave=False, disable=not show) as shown:
-        yield lambda done, _: shown.update(done - shown.n)
+    if not show:
+        yield lambda done, _: None
+    elif sys.stderr.isatty():
+        with tqdm(total=total, desc=what, dynamic_ncols=True, leave=False, initial=done) as shown:
+            yield lambda done, _: shown.update(done - shown.n)
+    else:
+        yield _Lines(what, done).tell
+
+
+class _Lines:
+    """Progress in a file."""
+
+    EVERY = 60.0  # seconds
+
+    def __init__(self, what: str, known: int):
+        self.what, self.known = what, known
+        self.started = self.told = time.monotonic()
+
+    def tell(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        now = time.monotonic()
+        if done == total or now - self.told >= self.EVERY:
+            self.told = now
+            note(tqdm.format_meter(done, total, now - self.started, ncols=0, prefix=self.what, initial=self.known))

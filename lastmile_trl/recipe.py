@@ -58,7 +58,8 @@ class Evaluation:
     metrics: list = field(default_factory=lambda: ["rouge", "length", "repetition"])
     max_new_tokens: int | None = None  # default: training.max_completion_length, or 256
     batch_size: int = 32
-    sampled: bool = True  # also sample once per row, beside greedy decoding
+    sampled: bool = True  # also sample, beside greedy decoding
+    samples: int = 1  # so many of each row, whose value is their mean
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
@@ -122,7 +123,7 @@ SECTIONS = {  # section -> its class; `training` depends on the method, `rewards
 
 POSITIVE = {  # section -> numbers that make no sense below 1
     "data": ("split_at", "held_out", "max_prompt_tokens", "max_reference_tokens", "max_rows"),
-    "evaluation": ("every", "rows", "max_new_tokens", "batch_size"),
+    "evaluation": ("every", "rows", "max_new_tokens", "batch_size", "samples"),
     "training": ("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"),
 }
 
@@ -402,6 +403,8 @@ def _check_required(values: dict[str, Any], source: Path) -> None:
             value = values.get(name, {}).get(key)
             if value is not None and value < 1:
                 raise InputError(f"{source}: {name}.{key} must be at least 1, not {value!r}.")
+    if evaluation.get("samples", 1) > 1 and evaluation.get("sampled") is False:
+        raise InputError(f"{source}: evaluation.samples draws nothing with evaluation.sampled: false: drop one.")
     _check_guidance(values, source)
     if method == "evaluate":
         if not evaluation.get("runs"):

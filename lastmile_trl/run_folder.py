@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -155,15 +156,16 @@ def _device_name(state: Any) -> str:
     return torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type
 
 
-def _outputs_file(run: Path, fingerprint: str) -> Path:
-    return run / "outputs" / f"{fingerprint}.jsonl"
+def _outputs_file(run: Path, fingerprint: str, suffix: str = ".jsonl") -> Path:
+    return run / "outputs" / f"{fingerprint}{suffix}"
 
 
 def keep_outputs(run: Path, fingerprint: str, outputs: "list[Output]") -> None:
     """Keep a run's outputs, so that comparing runs does not decode again."""
     file = _outputs_file(run, fingerprint)
     file.parent.mkdir(exist_ok=True)
-    file.write_text("".join(json.dumps(asdict(output)) + "\n" for output in outputs), encoding="utf-8")
+    write_whole(file, "".join(json.dumps(asdict(output)) + "\n" for output in outputs))
+    _outputs_file(run, fingerprint, ".part").unlink(missing_ok=True)
 
 
 def kept_outputs(run: Path, fingerprint: str) -> "list[Output] | None":
@@ -174,3 +176,24 @@ def kept_outputs(run: Path, fingerprint: str) -> "list[Output] | None":
     if not file.exists():
         return None
     return [Output(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def keep_some_outputs(run: Path, fingerprint: str, outputs: "Mapping[int, Output]") -> None:
+    """Keep the outputs of some rows, as a line, until `keep_outputs` has those of all."""
+    file = _outputs_file(run, fingerprint, ".part")
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a", encoding="utf-8") as part:
+        part.write(json.dumps([[row, asdict(output)] for row, output in outputs.items()]) + "\n")
+
+
+def some_kept_outputs(run: Path, fingerprint: str) -> "dict[int, Output]":
+    """What a decoding that was stopped has kept, by row."""
+    from .evaluation.decoding import Output
+
+    file = _outputs_file(run, fingerprint, ".part")
+    if not file.exists():
+        return {}
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    os.truncate(file, len(whole))  # a torn last line goes; JSON is ASCII
+    return {row: Output(**output) for line in whole.splitlines() for row, output in json.loads(line)}

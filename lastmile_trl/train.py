@@ -15,15 +15,16 @@ from . import data as data_module
 from .errors import InputError, RunError
 from .evaluation import postprocess
 from .files import write_whole
+from .models import Loaded
 from .outputs import (
     bar,
     decodings,
     fingerprint,
-    free_memory,
     held_out_rows,
     is_among,
     model_of,
     outputs_of_run,
+    samples_of,
     samples_of_run,
     sft_of,
     started_from,
@@ -151,18 +152,16 @@ def _train(recipe: Recipe) -> None:
             if not _asks_models(recipe):
                 return
         del trainer  # its memory is needed for other models
-        free_memory()
+        models.free_memory()
     # All but the evaluation is there, as after a crash in it.
     if state.is_main_process:
         rows = data_module.load(recipe.data)
         if recipe.method == "reward":
             return _accept(recipe, rows)
-        name, run = recipe.run.name, recipe.run
-        outputs, held_out = outputs_of_run(name, model_of(run), recipe, rows)
-        metrics = _untrained(recipe.evaluation.metrics, recipe, rows, run)
-        beside = _baselines(recipe, {name: run}, rows, held_out)
+        outputs, held_out, likelihoods = _answers(recipe, {recipe.run.name: recipe.run}, rows)
+        metrics = _untrained(recipe.evaluation.metrics, recipe, rows, recipe.run)
         steps = postprocess.build(recipe.evaluation.steps, rows.train["references"])
-        _write_own_comparison(recipe, outputs, held_out, metrics, steps, beside)
+        _write_own_comparison(recipe, outputs, held_out, metrics, steps, likelihoods)
 
 
 def _goes_on_from(run: Path) -> str | None:
@@ -188,19 +187,21 @@ def _leave(trainer: "Trainer") -> NoReturn:
 
 def _evaluate(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:
     """What all processes have just trained, on the held-out rows."""
-    outputs = {
-        decoding: _decode_in_training(trainer, recipe, held_out, settings)
-        for decoding, settings in decodings(recipe.evaluation).items()
-    }
-    if trainer.accelerator.is_main_process:
-        for decoding, settings in decodings(recipe.evaluation).items():
-            keep_outputs(recipe.run, fingerprint(held_out["prompt"], recipe, settings), outputs[decoding])
-        if _asks_models(recipe):
-            return
+    from .evaluation.decoding import by_row, repeated
+
+    outputs = {}
+    for decoding, settings in decodings(recipe.evaluation).items():
+        samples = samples_of(recipe.evaluation, decoding)
+        flat = _decode_in_training(trainer, recipe, held_out, settings, samples)
+        if trainer.accelerator.is_main_process:
+            prompts = repeated(held_out["prompt"], samples)
+            keep_outputs(recipe.run, fingerprint(prompts, recipe, settings), flat)
+        outputs[decoding] = by_row(flat, samples)
+    if trainer.accelerator.is_main_process and not _asks_models(recipe):
         metrics = _metrics(recipe, task)
         _introduce(trainer, metrics)
         steps = postprocess.build(recipe.evaluation.steps, task.columns["references"])
-        _write_own_comparison(recipe, outputs, held_out, metrics, steps)
+        _write_own_comparison(recipe, {recipe.run.name: outputs}, held_out, metrics, steps)
 
 
 def _asks_models(recipe: Recipe) -> bool:
@@ -218,15 +219,14 @@ def _write_own_comparison(
     held_out: "Dataset",
     metrics: "list[rewards.Reward]",
     steps: "list[Step]",
-    beside: dict | None = None,
+    likelihoods: dict | None = None,
 ) -> None:
     """A run beside itself post-processed and baselines, before it is held against others."""
-    name = recipe.run.name
-    outputs = {**(beside or {}), name: outputs}
+    runs = {recipe.run.name: recipe.run}
     # A recipe may also name runs that only a later evaluation shows.
     shown = [each for each in preflight.post_processed(recipe) if each in outputs]
     rewarded = _rewarded(recipe.evaluation.metrics, [recipe.run])
-    _write_comparison(recipe, outputs, {name: recipe.run}, held_out, metrics, rewarded, shown, steps)
+    _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, shown, steps, likelihoods or {})
 
 
 def make_pairs(recipe: Recipe) -> None:
@@ -424,13 +424,15 @@ def _rewarded(metrics: list, runs: Iterable[Path]) -> set[str]:
 # --- decoding ------------------------------------------------------------------------------------------------------
 
 
-def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", settings: dict) -> "list[Output]":
-    """Each process decodes its share of the rows with the trainer's model; all get all outputs."""
+def _decode_in_training(
+    trainer: "Trainer", recipe: Recipe, rows: "Dataset", settings: dict, samples: int = 1
+) -> "list[Output]":
+    """Each process decodes its share of the rows with the trainer's model; all get all outputs, row by row."""
     from accelerate.utils import gather_object
     from trl.distributed import DistributedBackend
     from trl.models.utils import unwrap_model_for_generation
 
-    from .evaluation.decoding import decode
+    from .evaluation.decoding import decode, grouped, repeated
 
     accelerator = trainer.accelerator
     # Equal shares, some rows twice: sharded weights are gathered at every step, so all processes must take as many.
@@ -444,19 +446,19 @@ def _decode_in_training(trainer: "Trainer", recipe: Recipe, rows: "Dataset", set
             gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
         ) as model,
         DistributedBackend(accelerator).summon_full_params(trainer.model_wrapped, recurse=False),
-        bar(f"evaluation of {recipe.run}", size, show=accelerator.is_main_process) as on_batch,
+        bar(f"evaluation of {recipe.run}", size * samples, show=accelerator.is_main_process) as on_batch,
     ):
         outputs = decode(
             model,
             trainer.processing_class,
-            [rows[index]["prompt"] for index in share],
+            repeated([rows[index]["prompt"] for index in share], samples),
             max_new_tokens=max_new_tokens(recipe.values),
             batch_size=recipe.evaluation.batch_size,
             on_batch=on_batch,
             **settings,
         )
-    by_row = dict(gather_object(list(zip(share, outputs, strict=True))))
-    return [by_row[index] for index in range(len(rows))]
+    of_rows = dict(gather_object(list(zip(share, grouped(outputs, samples), strict=True))))
+    return [output for index in range(len(rows)) for output in of_rows[index]]
 
 
 # --- comparing runs ------------------------------------------------------------------------------------------------
@@ -467,18 +469,17 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     _check_alone(recipe)
     rows = data_module.load(recipe.data)
     runs = short_names(recipe.evaluation.runs)
-    outputs, held_out, notes = {}, None, []
+    notes = []
     for name, run in runs.items():
-        outputs[name], held_out = outputs_of_run(name, model_of(run), recipe, rows)
         if (stored := stored_recipe(run)) and (key := _other_rows(stored.data, recipe.data)):
             notes.append(f"{name} was trained with another data.{key}: it may have seen rows that are held out here.")
     for text in notes:
         note(text)
+    outputs, held_out, likelihoods = _answers(recipe, runs, rows)
     metrics = _untrained(recipe.evaluation.metrics, recipe, rows, next(iter(runs.values())))
-    outputs = {**_baselines(recipe, runs, rows, held_out), **outputs}
     steps = postprocess.build(recipe.evaluation.steps, rows.train["references"])
     shown, rewarded = preflight.post_processed(recipe), _rewarded(recipe.evaluation.metrics, runs.values())
-    return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, shown, steps, notes)
+    return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, shown, steps, likelihoods, notes)
 
 
 def _other_rows(trained: Data, evaluated: Data) -> str | None:
@@ -500,49 +501,90 @@ def _untrained(entries: Sequence, recipe: Recipe, rows: data_module.Rows, run: P
     return rewards.prepare(built, rewards.Task.of(train))
 
 
-def _baselines(
-    recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows, held_out: "Dataset"
-) -> dict[str, dict[str, "list[Output]"]]:
-    """The outputs of the baselines; those that are not decoded like runs stand beside every decoding."""
+def _answers(recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows) -> "tuple[dict, Dataset, dict]":
+    """The outputs of baselines and runs by decoding, the held-out rows, and the likelihoods of the runs.
+
+    Each model is asked all there is to ask before the next one, so that it loads once. Baselines that are not decoded
+    like runs stand beside every decoding.
+    """
     from .evaluation.baselines import Base, BestOfN, Sft, build
 
-    outputs, shown = {}, held_out.to_list()
-    for baseline in build(recipe.evaluation.baselines, recipe.data):
+    loaded, first = Loaded(), next(iter(runs))
+    baselines = build(recipe.evaluation.baselines, recipe.data)
+    asked = {name: model_of(run) for name, run in runs.items()}
+    for baseline in baselines:
         if isinstance(baseline, Base | Sft):
             model = started_from(baseline.name, runs, recipe)
             if not is_among(model, runs):  # nothing is shown twice
-                outputs[baseline.name], _ = outputs_of_run(baseline.name, model, recipe, rows)
+                asked[baseline.name] = model
+    best = [baseline for baseline in baselines if isinstance(baseline, BestOfN)]
+    sampled = {
+        baseline.name: started_from(baseline.of, runs, recipe) if baseline.of else asked[first] for baseline in best
+    }
+    outputs, samples, surprises = {}, {}, {}
+
+    def draw(baseline: BestOfN) -> None:
+        name, model = baseline.of or first, sampled[baseline.name]
+        samples[baseline.name] = samples_of_run(name, model, recipe, rows, baseline.n, loaded)
+
+    for name, model in asked.items():
+        outputs[name], held_out = outputs_of_run(name, model, recipe, rows, loaded)
+        for baseline in best:
+            if sampled[baseline.name].path == model.path:
+                draw(baseline)
+        if recipe.evaluation.likelihood and name in runs:
+            answers = [*_references(held_out), *_samples(outputs[name], held_out)]
+            surprises[name] = surprises_of_run(name, model, recipe, answers, loaded)
+    for baseline in best:
+        if baseline.name not in samples:
+            draw(baseline)
+    likelihoods = _likelihoods(surprises, recipe, runs, outputs, held_out, loaded)
+    loaded.release()  # rewards and metrics load models of their own
+
+    shown, beside = held_out.to_list(), {}
+    for baseline in baselines:
+        if isinstance(baseline, Base | Sft):
+            beside |= {name: outputs[name] for name in (baseline.name,) if name in asked and name not in runs}
             continue
         if isinstance(baseline, BestOfN):
-            first = next(iter(runs))
-            model = started_from(baseline.of or first, runs, recipe)
-            samples = samples_of_run(baseline.of or first, model, recipe, rows, baseline.n)
             judges = _untrained(baseline.rewards, recipe, rows, runs[first])
-            texts = baseline.outputs(samples, shown, judges)
+            texts = baseline.outputs(samples[baseline.name], shown, judges)
         else:
             texts = baseline.outputs(shown)
-        outputs[baseline.name] = dict.fromkeys(decodings(recipe.evaluation), texts)
-    return outputs
+        beside[baseline.name] = dict.fromkeys(decodings(recipe.evaluation), texts)
+    return {**beside, **{name: outputs[name] for name in runs}}, held_out, likelihoods
 
 
-def _add_likelihoods(corpus: dict, recipe: Recipe, outputs: dict, runs: dict[str, Path], rows: list[dict]) -> None:
+def _references(rows: "Dataset") -> list[tuple]:
+    return [(row["prompt"], text, True) for row in rows for text in row["references"]]
+
+
+def _samples(outputs: "dict[str, list[Output]]", rows: "Dataset") -> list[tuple]:
+    from .evaluation.decoding import each
+
+    return [
+        (row["prompt"], output.text, output.ended)
+        for output, row in (each(outputs["sampled"], rows) if "sampled" in outputs else ())
+        if output.text.strip() or output.ended  # or there is nothing whose likelihood could be told
+    ]
+
+
+def _likelihoods(
+    surprises: dict, recipe: Recipe, runs: dict[str, Path], outputs: dict, rows: "Dataset", loaded: Loaded
+) -> dict[str, dict[str, dict[str, float]]]:
     """`reference_perplexity` of each run, and `kl_to_sft` of its samples where they are drawn as the model says."""
     from .evaluation.metrics import divergence, perplexity_of
 
-    references = [(row["prompt"], text, True) for row in rows for text in row["references"]]
-    sft = sft_of(runs, recipe) if recipe.evaluation.temperature == recipe.evaluation.top_p == 1 else None
-    for name, run in runs.items():
-        samples = [
-            (row["prompt"], output.text, output.ended)
-            for row, output in zip(rows, outputs[name].get("sampled", []), strict=False)
-            if output.text.strip() or output.ended  # or there is nothing whose likelihood could be told
-        ]
-        found = surprises_of_run(name, model_of(run), recipe, [*references, *samples])
-        for of_decoding in corpus[name].values():
-            of_decoding["reference_perplexity"] = perplexity_of(found[: len(references)])
+    found, references = {}, len(_references(rows)) if surprises else 0
+    as_the_model_says = recipe.evaluation.temperature == recipe.evaluation.top_p == 1
+    sft = sft_of(runs, recipe) if surprises and as_the_model_says else None
+    for name, own in surprises.items():
+        perplexity, samples = perplexity_of(own[:references]), _samples(outputs[name], rows)
+        found[name] = {decoding: {"reference_perplexity": perplexity} for decoding in outputs[name]}
         if sft and samples:
-            other = surprises_of_run("sft", model_of(sft), recipe, samples)
-            corpus[name]["sampled"]["kl_to_sft"] = divergence(found[len(references) :], other)
+            other = surprises_of_run("sft", model_of(sft), recipe, samples, loaded)
+            found[name]["sampled"]["kl_to_sft"] = divergence(own[references:], other)
+    return found
 
 
 def _write_comparison(
@@ -554,6 +596,7 @@ def _write_comparison(
     rewarded: set[str],
     postprocessed: list[str],
     steps: "list[Step]",
+    likelihoods: dict[str, dict[str, dict[str, float]]],
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     from .evaluation import comparison
@@ -575,8 +618,9 @@ def _write_comparison(
         baseline=beside[0] if len(beside) == len(runs) == 1 else next(iter(runs)),
     )
     result["corpus"] = corpus_metrics(outputs, rows, source_column(recipe.data))
-    if recipe.evaluation.likelihood:
-        _add_likelihoods(result["corpus"], recipe, outputs, runs, rows)
+    for name, of_run in likelihoods.items():
+        for decoding, values in of_run.items():
+            result["corpus"][name][decoding] |= values
     write_whole(recipe.run / "evaluation.json", json.dumps(result, indent=1))
     histories = {name: history(run) for name, run in runs.items()}
     write_report(result, histories, recipe.run / "report.html", [*notes, *alarms(runs), *recipe.evaluation.notes])
@@ -618,9 +662,9 @@ def _accept(recipe: Recipe, rows: data_module.Rows) -> None:
     prompts, references = [row["prompt"] for row in rated], [row["references"][0] for row in rated]
     of_references = scores(prompts, references, [True] * len(rated))
     first = _untrained(recipe.evaluation.metrics, recipe, rows, recipe.run)[:1]
-    samples = []
+    samples, loaded = [], Loaded()
     for name, run in _language_models(recipe).items():
-        for decoding, outputs in outputs_of_run(name, model_of(run), recipe, rows)[0].items():
+        for decoding, outputs in outputs_of_run(name, model_of(run), recipe, rows, loaded)[0].items():
             [of_outputs] = metrics.scored(outputs, rated, [model]).values()  # as RL has them read
             [measured] = metrics.scored(outputs, rated, first).values() or [[None] * len(rated)]
             samples += [

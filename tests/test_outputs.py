@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lastmile_trl import outputs, preflight, train
+from lastmile_trl import models, outputs, preflight, train
 from lastmile_trl.recipe import Recipe
 
 from .conftest import WORDS, make_rows, write_jsonl
@@ -102,7 +102,22 @@ def shown(folder):
     return result, [(entry["run"], entry["decoding"]) for entry in result["results"] if not entry["postprocessed"]]
 
 
-def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, monkeypatch):
+@pytest.fixture
+def loads(monkeypatch):
+    """The names of the models that are loaded, adapters aside."""
+    from trl.trainer import utils
+
+    names, real = [], utils.create_model_from_path
+
+    def load(name, *more, **settings):
+        names.append(str(name))
+        return real(name, *more, **settings)
+
+    monkeypatch.setattr(utils, "create_model_from_path", load)
+    return names
+
+
+def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, loads):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from lastmile_trl.preferences.perplexity import perplexities
@@ -145,18 +160,27 @@ def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, mo
     assert 0 < abs(corpus["sampled"]["kl_to_sft"]) < 20 and "kl_to_sft" not in corpus["greedy"]
 
     # Among the runs, sft is shown once; what was decoded before is not decoded again.
-    loaded = []
-    real = train.models.load_model
-    monkeypatch.setattr(train.models, "load_model", lambda config, *a: loaded.append(config) or real(config, *a))
+    loads.clear()
     runs = [str(sft.run), str(grpo.run)]
-    both = recipe("evaluate", "both", baselines=baselines, runs=runs)
+    both = recipe("evaluate", "both", baselines=baselines, runs=runs, likelihood=True)
     assert preflight.check(both).problems == []
+    loads.clear()
     train.run(both)
     result, entries = shown(both.run)
     names = ["lead", "reference", "oracle_best_of_3 of sft", "base", "sft", "grpo"]
     assert [name for name, decoding in entries if decoding == "greedy"] == names
     assert result["baseline"] == "sft"
-    assert {config.model_name_or_path for config in loaded} == {str(tiny_model_folder)}
+    assert set(loads) == {*runs, str(tiny_model_folder)}  # for the likelihoods, and to decode the base
+
+    # Each model is asked all at once: sft twice, as only at the end are there samples of grpo to find unlikely.
+    for run in runs:
+        shutil.rmtree(Path(run, "outputs"))
+    loads.clear()
+    train.run(recipe("evaluate", "again", baselines=[judged, "sft"], runs=runs, likelihood=True))
+    assert loads == [*runs, str(sft.run)]
+    corpus = json.loads((tmp_path / "again" / "evaluation.json").read_text())["corpus"]
+    assert corpus["sft"]["sampled"]["kl_to_sft"] == 0
+    assert corpus["grpo"]["sampled"]["kl_to_sft"] == result["corpus"]["grpo"]["sampled"]["kl_to_sft"]
 
 
 def test_one_baseline_beside_one_run_is_what_it_is_held_against(recipe):
@@ -206,10 +230,231 @@ def test_words_of_the_rows_are_known(tmp_path):
     assert all(len(row["source"].split()) == 12 and set(row["source"].split()) <= {*WORDS} for row in make_rows(24))
 
 
-def test_progress_shows_the_rate_and_the_time_left(capsys):
+def test_a_terminal_gets_a_bar_with_the_rate_and_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with outputs.bar("decoding sft, greedy", 4) as on_batch:
         for done in (1, 2):
             time.sleep(0.2)
             on_batch(done, 4)
     shown = capsys.readouterr().err
     assert "decoding sft, greedy:  50%" in shown and re.search(r"2/4 \[00:00<00:0\d, +[\d.]+(it/s|s/it)\]", shown)
+
+
+def test_a_log_gets_a_line_a_minute_and_one_at_the_end(capsys, monkeypatch):
+    clock = iter([0.0, 40.0, 80.0, 100.0, 120.0, 160.0])
+    monkeypatch.setattr(outputs.time, "monotonic", lambda: next(clock))
+    with outputs.bar("decoding sft, greedy", 60, done=10) as on_batch:
+        for done in (20, 30, 40, 50, 60):
+            on_batch(done, 60)
+    # 20 outputs in 80 seconds, so 30 more take 120; those known before took no time
+    assert capsys.readouterr().err == (
+        "decoding sft, greedy:  50% 30/60 [01:20<02:00,  4.00s/it]\n"
+        "decoding sft, greedy: 100% 60/60 [02:40<00:00,  3.20s/it]\n"
+    )
+
+
+# --- several samples -----------------------------------------------------------------------------------------------
+
+
+def of_run(result, run, decoding="sampled"):
+    return [
+        output
+        for example in result["examples"]
+        for output in example["outputs"]
+        if (output["run"], output["decoding"], output["postprocessed"]) == (run, decoding, False)
+    ]
+
+
+def kept(run):
+    return {file.name: file.read_text() for file in (run / "outputs").iterdir()}
+
+
+def test_a_row_has_the_mean_over_its_samples_which_best_of_n_takes_too(recipe, loads):
+    stage = recipe(samples=3, likelihood=True)
+    train.run(stage)
+    result, _ = shown(stage.run)
+    sampled, greedy = of_run(result, "sft"), of_run(result, "sft", "greedy")
+    assert all(len(output["samples"]) == 3 and output["text"] == output["samples"][0] for output in sampled)
+    assert any(len(set(output["samples"])) > 1 for output in sampled)
+    for output in sampled:
+        words = [len(text.split()) for text in output["samples"]]
+        assert output["metrics"]["words"] == pytest.approx(sum(words) / 3)
+    assert all("samples" not in output for output in greedy)
+    entry = next(entry for entry in result["results"] if entry["decoding"] == "sampled" and not entry["postprocessed"])
+    assert entry["metrics"]["words"]["rows"] == 5
+    texts = [text for output in sampled for text in output["samples"]]
+    grams = [pair for words in map(str.split, texts) for pair in zip(words, words[1:], strict=False)]
+    assert result["corpus"]["sft"]["sampled"]["distinct_2"] == pytest.approx(len(set(grams)) / len(grams))
+    assert result["corpus"]["sft"]["sampled"]["reference_perplexity"] > 1
+
+    # The first of them are those of a single sample; what best_of_n of as many picks among is kept.
+    loads.clear()
+    single = recipe(baselines=[{"best_of_n": {"n": 3, "rewards": ["repetition"]}}])
+    train.run(single)
+    again, _ = shown(single.run)
+    assert [output["text"] for output in of_run(again, "sft")] == [output["text"] for output in sampled]
+    assert all("samples" not in output for output in of_run(again, "sft"))
+    best = [output["text"] for output in of_run(again, "best_of_3")]
+    assert all(text in output["samples"] for text, output in zip(best, sampled, strict=True))
+    assert loads == [str(stage.run)]  # for the single sample, which was not kept
+
+
+def test_samples_in_training_are_those_of_an_evaluation_later(recipe):
+    stage = recipe(samples=2)
+    train.run(stage)
+    before = kept(stage.run)
+    assert len(before) == 2 and sorted(text.count("\n") for text in before.values()) == [5, 10]
+    shutil.rmtree(stage.run / "outputs")
+    both = recipe("evaluate", "both", runs=[str(stage.run)], samples=2)
+    train.run(both)
+    assert kept(stage.run) == before
+
+
+def test_samples_that_nothing_draws_are_refused(recipe):
+    from lastmile_trl.errors import InputError
+
+    with pytest.raises(InputError, match="evaluation.samples draws nothing with evaluation.sampled: false: drop one."):
+        recipe(samples=2, sampled=False)
+    with pytest.raises(InputError, match="evaluation.samples must be at least 1, not 0."):
+        recipe(samples=0)
+
+
+# --- an evaluation that was killed ---------------------------------------------------------------------------------
+
+
+def evaluation_of(recipe, run, **more):
+    return recipe("evaluate", "both", runs=[str(run)], samples=2, batch_size=4, **more)
+
+
+def test_a_killed_evaluation_decodes_only_what_is_missing(recipe, tmp_path, monkeypatch):
+    import subprocess
+    import sys
+
+    sft = recipe(sampled=False)
+    train.run(sft)
+    shutil.rmtree(sft.run / "outputs")
+    stage = evaluation_of(recipe, sft.run)
+    (tmp_path / "recipe.json").write_text(json.dumps(stage.values))
+    # Killed in the third batch of the samples: of 5 rows greedy, batches of 4 and 1; of 10 samples 4, 4 and 2.
+    script = f"""
+import json, os, signal
+from pathlib import Path
+from lastmile_trl import train
+from lastmile_trl.evaluation import decoding
+from lastmile_trl.recipe import Recipe
+calls, complete = [], decoding._complete
+def dying(*arguments):
+    calls.append(1)
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return complete(*arguments)
+decoding._complete = dying
+train.run(Recipe(Path("test.yaml"), json.loads(Path({str(tmp_path / "recipe.json")!r}).read_text())))
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    [part] = [name for name in kept(sft.run) if name.endswith(".part")]
+    file = sft.run / "outputs" / part
+    assert len(file.read_text().splitlines()) == 2
+    with file.open("a") as torn:
+        torn.write('[[9, {"text": "a do')
+
+    from lastmile_trl.evaluation import decoding
+
+    rows, complete = [], decoding._complete
+    monkeypatch.setattr(decoding, "_complete", lambda *a: rows.append(len(a[2])) or complete(*a))
+    train.run(stage)
+    assert rows == [2]
+    resumed, (result, _) = kept(sft.run), shown(stage.run)
+    assert len(resumed) == 2 and not any(name.endswith(".part") for name in resumed)
+
+    shutil.rmtree(sft.run / "outputs")
+    train.run(stage)
+    assert rows == [2, 4, 1, 4, 4, 2]
+    assert kept(sft.run) == resumed and shown(stage.run)[0] == result
+
+
+def test_a_line_that_was_torn_is_decoded_again(tmp_path):
+    from lastmile_trl.evaluation.decoding import Output
+    from lastmile_trl.run_folder import keep_outputs, keep_some_outputs, kept_outputs, some_kept_outputs
+
+    first, second = Output("a é", [5, 1], True), Output("b", [6], False)
+    assert some_kept_outputs(tmp_path, "x") == {}
+    keep_some_outputs(tmp_path, "x", {7: first, 2: second})
+    keep_some_outputs(tmp_path, "x", {3: first})
+    [file] = (tmp_path / "outputs").iterdir()
+    file.write_text(file.read_text()[:-9])
+    assert some_kept_outputs(tmp_path, "x") == {7: first, 2: second}
+    keep_some_outputs(tmp_path, "x", {3: second})
+    assert some_kept_outputs(tmp_path, "x") == {7: first, 2: second, 3: second}
+    assert some_kept_outputs(tmp_path, "y") == {} and kept_outputs(tmp_path, "x") is None
+    keep_outputs(tmp_path, "x", [first, second])
+    assert kept_outputs(tmp_path, "x") == [first, second] and some_kept_outputs(tmp_path, "x") == {}
+    assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["x.jsonl"]
+
+
+# --- one base in memory --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tmp_path, tiny_model_folder, tokenizer):
+    """Makes a run of LoRA on the tiny model, or on another one, which says something of its own."""
+
+    def make(name, base=tiny_model_folder, **lora):
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(base)
+        config = LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora})
+        model = get_peft_model(model, config)
+        noise = torch.Generator().manual_seed(len(name))
+        for key, weight in model.named_parameters():
+            if "lora_B" in key or weight.requires_grad and "lora_" not in key:
+                weight.data += torch.randn(weight.shape, generator=noise) * 0.3
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return str(tmp_path / name)
+
+    return make
+
+
+def said(loaded, path, four_bit=False):
+    model = outputs.Model(Path(path), {"load_in_4bit": four_bit})
+    decoder = outputs.Decoder(model, loaded=loaded)
+    return decoder.decode(["the big red cat =>", "a dog"], "it", max_new_tokens=4)
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_runs_on_one_base_take_turns_on_it(adapter, loads, tiny_model_folder, four_bit):
+    asked = [
+        adapter("a"),
+        adapter("bb", r=8, target_modules=["v_proj", "down_proj"]),
+        str(tiny_model_folder),
+        adapter("ccc"),
+    ]
+    alone = [said(None, path, four_bit) for path in asked]
+    assert len({str(output) for output in alone}) == 4
+    loads.clear()
+    loaded = models.Loaded()
+    assert [said(loaded, path, four_bit) for path in [*asked, asked[0]]] == [*alone, alone[0]]
+    assert loads == [str(tiny_model_folder)]
+
+
+def test_another_base_or_another_way_to_load_it_loads_anew(adapter, loads, tiny_model_folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model_folder, other)
+    loaded, first = models.Loaded(), adapter("a")
+    for path, section in [(first, {}), (first, {"dtype": "bfloat16"}), (adapter("b", other), {"dtype": "bfloat16"})]:
+        outputs.Decoder(outputs.Model(Path(path), section), loaded=loaded).model  # noqa: B018
+    assert loads == [str(tiny_model_folder), str(tiny_model_folder), str(other)]
+
+
+@pytest.mark.parametrize("lora", [{"bias": "all"}, {"modules_to_save": ["norm"]}, {"init_lora_weights": "pissa"}])
+def test_a_base_that_an_adapter_may_have_changed_is_not_shared(adapter, loads, lora, tiny_model_folder):
+    asked = [adapter("a", **lora), adapter("bb")]
+    alone = [said(None, path) for path in asked]
+    loads.clear()
+    loaded = models.Loaded()
+    assert [said(loaded, path) for path in asked] == alone
+    assert loads == [str(tiny_model_folder)] * 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,41 @@ class Several(Output):
     why_none: str | None = None  # there are no outputs
 
 
+def repeated(rows: Iterable[Any], times: int) -> list:
+    """Every row several times, one beside the other.
+
+    >>> repeated(["a", "b"], 2)
+    ['a', 'a', 'b', 'b']
+    """
+    return [row for row in rows for _ in range(times)]
+
+
+def grouped(outputs: Sequence[Output], size: int) -> list[list[Output]]:
+    """The outputs of `repeated` rows by row."""
+    return [list(outputs[start : start + size]) for start in range(0, len(outputs), size)]
+
+
+def by_row(outputs: Sequence[Output], samples: int) -> list[Output]:
+    """An output for each row: of several samples `Several`, which shows the first.
+
+    >>> [row] = by_row([Output("a", [5], False), Output("b", [6, 2], True)], samples=2)
+    >>> row.text, [output.text for output in row.outputs]
+    ('a', ['a', 'b'])
+    """
+    if samples == 1:
+        return list(outputs)
+    return [
+        Several(of_row[0].text, of_row[0].ids, of_row[0].ended, outputs=of_row) for of_row in grouped(outputs, samples)
+    ]
+
+
+def each(outputs: Iterable[Output], rows: Iterable[Any]) -> Iterator[tuple[Output, Any]]:
+    """Every single output with its row."""
+    for output, row in zip(outputs, rows, strict=True):
+        for one in output.outputs if isinstance(output, Several) else [output]:
+            yield one, row
+
+
 def decode(
     model: Any,
     tokenizer: Any,
@@ -47,6 +82,8 @@ def decode(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    known: Mapping[int, Output] | None = None,
+    on_outputs: Callable[[dict[int, Output]], None] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[Output]:
     """Complete every prompt once, in order; temperature 0 is greedy.
@@ -55,25 +92,62 @@ def decode(
     a sample depends on the batch size and the other rows only through the rounding of padded batches, and torch's
     global state is not touched. The model's own generation settings are set aside, except its end tokens. A model in
     training comes back as it was; a sharded one must be gathered first (`trl.models.unwrap_model_for_generation`).
+
+    Rows whose outputs are `known` are not decoded. `on_outputs` is given the new outputs of each batch by row,
+    `on_batch` how many rows are done.
     """
     import torch
 
-    ids = _tokenize(tokenizer, prompts)
     end_ids = end_ids_of(model, tokenizer)
-    seeds = _seeds(ids, seed)
-    order = sorted(range(len(prompts)), key=lambda row: -len(ids[row]))
-    outputs: dict[int, Output] = {}
+
+    def complete(prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
+        sampling = _sampling(seeds, temperature, top_p, model.device)
+        return _complete(model, tokenizer, prompts, max_new_tokens, end_ids, sampling)
+
     with torch.no_grad(), evaluating(model), _neutral_generation_config(model):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = [ids[row] for row in rows]
-            sampling = _sampling([seeds[row] for row in rows], temperature, top_p, model.device)
-            completions = _complete(model, tokenizer, batch, max_new_tokens, end_ids, sampling)
-            texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-            for row, said, text in zip(rows, completions, texts, strict=True):
-                outputs[row] = Output(text=text, ids=said, ended=bool(said) and said[-1] in end_ids)
-            if on_batch is not None:
-                on_batch(len(outputs), len(prompts))
+        return in_batches(
+            complete,
+            tokenizer,
+            prompts,
+            end_ids,
+            batch_size=batch_size,
+            seed=seed,
+            known=known,
+            on_outputs=on_outputs,
+            on_batch=on_batch,
+        )
+
+
+def in_batches(
+    complete: Callable[[list[list[int]], list[int]], list[list[int]]],
+    tokenizer: Any,
+    prompts: list[str | list[dict]],
+    end_ids: list[int],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    known: Mapping[int, Output] | None = None,
+    on_outputs: Callable[[dict[int, Output]], None] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[Output]:
+    """What `decode` does around `complete`, which continues the tokens of a batch, each with a seed of its own."""
+    ids = _tokenize(tokenizer, prompts)
+    seeds = _seeds(ids, seed)
+    outputs = dict(known or {})
+    order = sorted((row for row in range(len(prompts)) if row not in outputs), key=lambda row: -len(ids[row]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        completions = [_up_to_end(said, end_ids) for said in complete([ids[r] for r in rows], [seeds[r] for r in rows])]
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        new = {
+            row: Output(text=text, ids=said, ended=bool(said) and said[-1] in end_ids)
+            for row, said, text in zip(rows, completions, texts, strict=True)
+        }
+        outputs |= new
+        if on_outputs is not None:
+            on_outputs(new)
+        if on_batch is not None:
+            on_batch(len(outputs), len(prompts))
     return [outputs[row] for row in range(len(prompts))]
 
 
@@ -95,7 +169,7 @@ def end_ids_of(model: Any, tokenizer: Any) -> list[int]:
 def _complete(
     model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, end_ids: list[int], sampling: list
 ) -> list[list[int]]:
-    """The token ids that follow each prompt, up to and including the first end token."""
+    """The token ids that follow each prompt, padded behind the first end token."""
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -119,7 +193,7 @@ def _complete(
         generation_config=settings,
         logits_processor=LogitsProcessorList(sampling),
     )
-    return [_up_to_end(ids, end_ids) for ids in generated[:, width:].tolist()]
+    return generated[:, width:].tolist()
 
 
 def _up_to_end(ids: list[int], end_ids: list[int]) -> list[int]:

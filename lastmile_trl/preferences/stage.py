@@ -13,7 +13,7 @@ from lastmile_trl import data as data_module
 from lastmile_trl import models, rewards
 from lastmile_trl.errors import RunError
 from lastmile_trl.evaluation.metrics import totals
-from lastmile_trl.outputs import bar, fingerprint, held_out_rows, on_device
+from lastmile_trl.outputs import bar, fingerprint, held_out_rows
 from lastmile_trl.preferences import perplexity
 from lastmile_trl.preferences.negatives import Sample
 from lastmile_trl.preferences.pairs import Collected, Pair, Samples, collect
@@ -39,7 +39,7 @@ def make(recipe: Recipe) -> None:
     config = models.config_of(recipe.model, recipe.run, recipe.seed)
     chat = bool(recipe.data.messages)
     tokenizer = models.load_tokenizer(config.model_name_or_path, config.model_revision, chat=chat)
-    model = cache(lambda: on_device(models.load_model(config)))
+    model = cache(lambda: models.on_device(models.load_model(config)))
 
     rows = data_module.load(recipe.data)
     train = data_module.with_prompts(rows.train, recipe.data, tokenizer, rows.notes)
