@@ -6,16 +6,20 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from .errors import InputError, did_you_mean
 from .recipe import Recipe, shipped
 
 if TYPE_CHECKING:
     import psutil
+
+MARK = "LASTMILE_STAGE"  # in the environment of all processes of a stage
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,12 @@ def start(command: list[str], environment: dict[str, str]) -> int:
 
     heard: list[int] = []
     asked: set[psutil.Process] = set()
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    mark = uuid4().hex
+    process = subprocess.Popen(command, env={**environment, MARK: mark}, start_new_session=True)
 
     def forward(number: int, frame: Any) -> None:
         heard.append(number)
-        workers = _workers(process.pid)
+        workers = [worker for worker in _workers(mark) if worker.pid != process.pid]
         asked.update(workers)
         for worker in workers or [process]:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has just left
@@ -108,14 +113,14 @@ def start(command: list[str], environment: dict[str, str]) -> int:
     return 128 + heard[0] if heard and code else code
 
 
-def _workers(launcher: int) -> "list[psutil.Process]":
-    """The processes that train, below their launcher."""
+def _workers(mark: str) -> "Iterator[psutil.Process]":
+    """The processes of a stage, wherever they hang by now; one that leaves, or is not ours, is none."""
     import psutil
 
-    with suppress(psutil.NoSuchProcess):
-        children = psutil.Process(launcher).children(recursive=True)
-        return [child for child in children if "lastmile_trl" in child.cmdline()]
-    return []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if "lastmile_trl" in process.cmdline() and process.environ().get(MARK) == mark:
+                yield process
 
 
 def _locate(name: str) -> Path:

@@ -1,10 +1,16 @@
 import os
 import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from threading import Thread
 
+import psutil
 import pytest
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.launch import Launch
+from lastmile_trl.launch import Launch, start
 from lastmile_trl.recipe import load
 
 
@@ -62,3 +68,44 @@ def test_a_stage_knows_how_many_processes_were_asked_for(monkeypatch):
     assert environment["LASTMILE_PROCESSES"] == "2" and environment["LASTMILE_FORCE"] == "1"
     assert environment["ACCELERATE_USE_CPU"] == "true" and "LASTMILE_DEBUG" not in environment
     assert environment["OMP_NUM_THREADS"] == str(max(1, os.cpu_count() // 2))
+
+
+# --- starting a stage ----------------------------------------------------------------------------------------------
+
+WORKER = """
+import pathlib, signal, sys, time
+heard = []
+signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+pathlib.Path("ready").touch()
+while not heard:
+    time.sleep(0.01)
+time.sleep(0.5)  # saving
+pathlib.Path("saved").touch()
+sys.exit(1)
+"""
+LAUNCHER = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, 'lastmile_trl']).returncode)"
+
+
+@pytest.mark.parametrize("launcher_too", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_the_process_that_trains_and_is_waited_for(tmp_path, monkeypatch, number, launcher_too):
+    """Also where its launcher got the signal as well, and was gone at once."""
+    monkeypatch.chdir(tmp_path)
+    Path("lastmile_trl").write_text(WORKER)
+
+    def send():
+        while not Path("ready").exists():
+            time.sleep(0.01)
+        if launcher_too:
+            [launcher] = psutil.Process().children()
+            launcher.terminate()
+        os.kill(os.getpid(), number)
+
+    Thread(target=send).start()
+    assert start([sys.executable, "-c", LAUNCHER], dict(os.environ)) == 128 + number
+    assert Path("saved").exists()
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_without_a_signal_the_code_is_that_of_the_stage():
+    assert start([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ)) == 3
