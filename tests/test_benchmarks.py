@@ -95,7 +95,7 @@ def test_a_model_in_4_bits_is_what_transformers_would_load(benchmark, tmp_path):
 def test_what_follows_decoding_takes_little_time(benchmark):
     """A third of the rows that the stored figures are of, with room for a slow machine."""
     seconds = benchmark("evaluation").measure(300)
-    assert sum(seconds.values()) < 5, seconds
+    assert sum(seconds.values()) < 8, seconds
 
 
 @pytest.mark.slow
