@@ -159,6 +159,7 @@ def _names(text: str) -> Iterator[tuple[int, int, str]]:
             yield *word.span(), name
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _name(word: str) -> str:
     """Return a word without case, and without what an apostrophe adds to it: Hannah's, I'm, didn't."""
     word = unicodedata.normalize("NFC", word.casefold()).replace("’", "'")

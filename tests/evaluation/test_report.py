@@ -418,6 +418,8 @@ def test_the_distributions_are_drawn_with_words_for_who_cannot_see_them(tmp_path
     assert len(labels) == 2 * len(METRICS)
     assert re.fullmatch(r"words, shares of outputs in bins of 1 from \d+ to \d+: sft has the median .*", labels[0])
     assert "<summary>sampled decoding</summary>" in page.html
+    rows = re.findall(r"the middle half from \S+ to \S+, of (\d+)</title>", page.html)
+    assert rows == ["40"] * 3 * 2 * len(METRICS), "a line for each run's outputs as they are"
 
 
 def test_all_texts_at_once_and_the_steps_have_tables(tmp_path):
@@ -741,7 +743,7 @@ def test_browser_page_never_scrolls_sideways(page, width):
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500},
     )
-    choose(page, metric=0)
+    page.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
     scroll, client = page.execute_script(
         "const s = document.querySelector('.scroll'); return [s.scrollWidth, s.clientWidth]"
