@@ -246,7 +246,8 @@ def _bins(low: float, high: float, whole: bool) -> tuple[float, int, int]:
     >>> _bins(0, 1, whole=True), _bins(3, 47, whole=True), _bins(0.12, 0.9, whole=False)
     ((1, 0, 2), (5, 0, 10), (0.05, 2, 16))
     """
-    reach = (high - low) / BINS or abs(high) / BINS or 1.0
+    size = max(1.0, abs(high))
+    reach = (high - low if high - low > 1e-9 * size else size) / BINS  # rounding is no spread
     unit = 10.0 ** math.floor(math.log10(reach))
     width = next(step * unit for step in (1, 2, 5, 10) if step * unit >= reach * (1 - 1e-9))
     width = max(1, round(width)) if whole else width

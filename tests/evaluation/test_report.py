@@ -7,7 +7,7 @@ from copy import deepcopy
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from report_fixture import ENTRIES, EVIL, LEVELS, METRICS, histories, result
 
@@ -401,6 +401,8 @@ def test_distributions_come_by_decoding():
     ]
 
 
+@example([0.0, 1e-322])
+@example([1e6 + 0.5, 1e6 + 0.5 + 1e-9])
 @given(st.lists(st.floats(-1e6, 1e6) | st.integers(-50, 50).map(float), min_size=1, max_size=300))
 def test_a_distribution_holds_every_value_in_bins_that_follow_each_other(values):
     [panel] = words_of(("sft", "greedy", values))[0]["panels"]
@@ -654,8 +656,8 @@ def test_browser_marks_repeats_and_underlines_what_was_not_given(page):
 
 def test_browser_says_why_an_example_has_a_dash(page, tmp_path):
     content = result(rows=3)
-    for example in content["examples"]:
-        example["outputs"][2]["metrics"]["ended"] = None
+    for row in content["examples"]:
+        row["outputs"][2]["metrics"]["ended"] = None
     content["results"][2]["metrics"]["ended"] = None
     content["results"][2]["missing"] = {"ended": "grpo was not asked <i>"}
     content["examples"][1]["outputs"][2]["metrics"] |= {"rouge/rougeL": None, "rouge/rouge2": None}
@@ -722,8 +724,8 @@ requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)));
 def test_browser_stays_quick_with_two_thousand_rows(page, tmp_path):
     content = result(rows=200)
     content["results"] = [entry for entry in content["results"] if entry["decoding"] == "greedy"]
-    for example in content["examples"]:
-        example["outputs"] = [output for output in example["outputs"] if output["decoding"] == "greedy"]
+    for row in content["examples"]:
+        row["outputs"] = [output for output in row["outputs"] if output["decoding"] == "greedy"]
     content["examples"] *= 10
     path = write_report(content, {}, tmp_path / "report.html")
     start = time.perf_counter()
