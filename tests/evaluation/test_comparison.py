@@ -595,7 +595,7 @@ def test_nothing_of_the_table_is_lost_on_eighty_columns():
     metrics = [*build(["rouge", {"rouge": {"variant": "rouge2"}}, "length", "repetition"])]
     result = compare(two_runs(), rows(2), metrics, rewarded={"rouge/rougeL"}, postprocessed=["sft", "grpo"])
     names = ("reference_perplexity", "distinct_2_per_text")
-    result["corpus"] = {f"oracle_best_of_{n} of sft": {"greedy": dict.fromkeys(names, 0.5)} for n in range(7)}
+    result["corpus"] = {f"oracle_best_of_{n} of sft": {"greedy": dict.fromkeys(names, 0.5)} for n in range(8)}
     text = printed(result, width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
@@ -603,7 +603,7 @@ def test_nothing_of_the_table_is_lost_on_eighty_columns():
     assert len(body[0].split()) == 1 + 1 + 4 + 4, "run, difference, four metrics, four counts"
     assert "3grams" in text
     body = [line for line in text.splitlines() if line.startswith(names)]
-    assert [line.split() for line in body] == [[name, *["0.500"] * 7] for name in names]
+    assert [line.split() for line in body] == [[name, *["0.500"] * 8] for name in names]
 
 
 def test_a_single_run_has_no_difference_column():
