@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.evaluation.comparison import (
@@ -24,7 +25,7 @@ from lastmile_trl.evaluation.comparison import (
 from lastmile_trl.evaluation.significance import Difference, Interval
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, Group
     from rich.table import Table
 
 OF_CORPUS = f"This describes all texts of a run at once: no better or worse, no test. {DASH} where there is nothing."
@@ -37,17 +38,16 @@ def table(result: Mapping[str, Any]) -> Group:
 
     compared, names = _has_differences(result), list(result["metrics"])
     titles = [*([_difference_title(result)] if compared else []), *(_title(name, result) for name in names)]
-    grid = _grid("run", [title.replace("/", "/\n").replace("_", "_\n") for title in titles])
+    header = ["run", *(title.replace("/", "/\n").replace("_", "_\n") for title in titles)]
+    blocks: dict[str, list[list[str]]] = {}
     for decoding, entries in by_decoding(result).items():
-        grid.add_section()
-        grid.add_row(Text(decoding, style="bold"))
         for entry in entries:
             cells = [_cell(entry["metrics"].get(name), _with_margin, arrow(entry, name)) for name in names]
             difference = [_difference_cell(entry, result, _in_lines)] if compared else []
             details = label(entry).removeprefix(entry["run"]).replace("post-", "post-\n")
-            grid.add_row(*map(Text, (entry["run"] + details, *difference, *cells)))
+            blocks.setdefault(decoding, []).append([entry["run"] + details, *difference, *cells])
     below = [f"{_legend(result)} ± is half an interval's width.", *dashes(result), *_post_processing(result)]
-    return Group(grid, Text("\n".join(below)), *_corpus_table(result))
+    return Group(_Parts(header, blocks), Text("\n".join(below)), *_corpus_table(result))
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -91,16 +91,71 @@ def dashes(result: Mapping[str, Any]) -> list[str]:
     return [f"{DASH} {reason}: {'; '.join(where)}" for reason, where in lines.items()]
 
 
-def _grid(first: str, others: Iterable[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+@dataclass(frozen=True)
+class _Parts:
+    """A table that goes on below where not all of its columns fit, so that no number is broken."""
 
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    grid.add_column(first, overflow="fold")
-    for title in others:
-        grid.add_column(Text(title), justify="right", overflow="fold")
-    return grid
+    header: Sequence[str]
+    blocks: Mapping[str, Sequence[Sequence[str]]]  # of lines, by what stands above them
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
+        width = options.max_width
+        columns = list(zip(*(line for block in self.blocks.values() for line in block), strict=True))
+        columns[0] = (*columns[0], *self.blocks)
+        words = [_longest(column) for column in columns]
+        words[0] = min(words[0], width // 3)
+        wishes = [  # whole words in the header, then whole lines
+            [max(least, _longest([title])) for least, title in zip(words, self.header, strict=True)],
+            [_longest((title, *column), "\n") for title, column in zip(self.header, columns, strict=True)],
+        ]
+        for place, part in enumerate(_that_fit(words, width)):
+            yield from [""] if place else []  # an empty line
+            yield self._grid(_widened({column: words[column] for column in part}, wishes, width))
+
+    def _grid(self, widths: Mapping[int, int]) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        for column, width in widths.items():
+            grid.add_column(
+                Text(self.header[column]), justify="right" if column else "left", overflow="fold", width=width
+            )
+        for above, lines in self.blocks.items():
+            grid.add_section()
+            grid.add_row(Text(above, style="bold"))
+            for line in lines:
+                grid.add_row(*(Text(line[column]) for column in widths))
+        return grid
+
+
+def _longest(texts: Iterable[str], separator: str | None = None) -> int:
+    """The length of the longest piece, a word where nothing else separates."""
+    return max(len(piece) for text in texts for piece in text.split(separator) or [""])
+
+
+def _that_fit(words: Sequence[int], width: int) -> list[list[int]]:
+    """The columns of each part, the first one in all of them; a space is between two."""
+    parts = [[0]]
+    for column in range(1, len(words)):
+        taken = sum(words[each] + 1 for each in parts[-1])
+        if len(parts[-1]) > 1 and taken + words[column] > width:
+            parts.append([0])
+        parts[-1].append(column)
+    return parts
+
+
+def _widened(least: Mapping[int, int], wishes: Sequence[Sequence[int]], width: int) -> dict[int, int]:
+    """The widths of columns: what is left over goes to the wishes, one after the other."""
+    widths = dict(least)
+    spare = width - sum(widths.values()) - len(widths) + 1
+    for wish in wishes:
+        for column in widths:
+            more = max(0, min(spare, wish[column] - widths[column]))
+            widths[column] += more
+            spare -= more
+    return widths
 
 
 def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
@@ -116,15 +171,12 @@ def _corpus_table(result: Mapping[str, Any]) -> list[Any]:
     runs = result.get("corpus", {})
     if not runs:
         return []
-    grid = _grid("all texts at once", [run.replace("_", "_\n").replace(" ", "\n") for run in runs])
-    grid.columns[0].no_wrap = True
-    for decoding, names in _corpus_names(result).items():
-        grid.add_section()
-        grid.add_row(Text(decoding, style="bold"))
-        for name in names:
-            values = [of_run.get(decoding, {}).get(name) for of_run in runs.values()]
-            grid.add_row(name, *(DASH if value is None else number(value) for value in values))
-    return [Text(), grid, Text(OF_CORPUS)]
+    header = ["all texts at once", *(run.replace("_", "_\n").replace(" ", "\n") for run in runs)]
+    blocks = {
+        decoding: [[name, *(_plain(of_run.get(decoding, {}).get(name)) for of_run in runs.values())] for name in names]
+        for decoding, names in _corpus_names(result).items()
+    }
+    return [Text(), _Parts(header, blocks), Text(OF_CORPUS)]
 
 
 def _corpus_markdown(result: Mapping[str, Any]) -> list[str]:
@@ -132,7 +184,7 @@ def _corpus_markdown(result: Mapping[str, Any]) -> list[str]:
     named = _corpus_names(result)
     names = list(dict.fromkeys(name for names in named.values() for name in names))
     lines = [
-        [run, decoding, *(DASH if values.get(name) is None else number(values[name]) for name in names)]
+        [run, decoding, *(_plain(values.get(name)) for name in names)]
         for decoding in named
         for run, of_run in result["corpus"].items()
         if (values := of_run.get(decoding))
@@ -195,6 +247,10 @@ def _cell(estimate: Mapping[str, Any] | None, form: Callable[[Difference], str],
         return DASH
     first, *others = form(Difference(**estimate)).split("\n")
     return "\n".join([first + mark, *others])
+
+
+def _plain(value: float | None) -> str:
+    return DASH if value is None else number(value)
 
 
 def _title(name: str, result: Mapping[str, Any]) -> str:

@@ -606,6 +606,19 @@ def test_nothing_of_the_table_is_lost_on_eighty_columns():
     assert [line.split() for line in body] == [[name, *["0.500"] * 8] for name in names]
 
 
+@pytest.mark.parametrize(("width", "parts"), [(60, 3), (80, 2), (200, 1)])
+def test_a_table_that_is_too_wide_goes_on_below_with_its_numbers_whole(width, parts):
+    said = {"greedy": outputs("-120.5", "0.25"), "sampled": outputs("3", "120.5")}
+    metrics = [Reward(f"a_long/name_{letter}", numbers("m").function) for letter in "abcdefghijkl"]
+    result = compare({"sft": said, "grpo": two_runs()["grpo"]}, rows(2), metrics, rewarded=set())
+    text = printed(result, width=width).partition("Means over")[0].replace("3grams", "")
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    assert {re.fullmatch(r"\d+\.\d{3}", number) is None for number in re.findall(r"[\d.]+", text)} == {False}
+    means = re.findall(r"(?<![±\[\d.-])-?\d+\.\d{3}(?![\]\d])", "\n".join(re.findall("^grpo .*", text, re.MULTILINE)))
+    assert len(means) == 2 * (1 + 12 + 4), "a difference, 12 metrics and 4 counts of each decoding"
+    assert text.count("─\n") == len(re.findall(r"^greedy *$", text, re.MULTILINE)) == parts
+
+
 def test_a_single_run_has_no_difference_column():
     result = compare({"sft": {"greedy": outputs("1", "1")}}, rows(2), [numbers("m")], rewarded=set())
     assert "minus" not in printed(result)
