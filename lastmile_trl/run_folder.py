@@ -86,9 +86,21 @@ def write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
 
 
 def training_begins(run: Path, step: int, steps: int) -> None:
-    """Say in `environment.json` when training began, at which step and for how many, until the run is trained."""
-    begins = {"began": now(), "from_step": step, "steps": steps}
+    """Say in `environment.json` when training began, at which step, for how many and who does it, until it is done."""
+    begins = {"began": now(), "from_step": step, "steps": steps, "machine": _machine(), "process": os.getpid()}
     _write_environment(run, {**environment_of(run), "training": begins})
+
+
+def has_ended(training: Mapping[str, Any]) -> bool:
+    """Whether the process that trains is known to be no more; on another machine, nobody can tell."""
+    here = training["machine"] is not None and training["machine"] == _machine()
+    return here and not Path("/proc", str(training["process"])).exists()
+
+
+def _machine() -> str | None:
+    """Where a process has its number: a host and, as containers count by themselves, a namespace."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{platform.node()} {namespace.readlink()}" if namespace.exists() else None
 
 
 def _write_environment(run: Path, environment: dict[str, Any]) -> None:

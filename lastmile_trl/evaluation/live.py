@@ -8,7 +8,7 @@ from typing import Any
 
 from lastmile_trl.evaluation.charts import POINTS, curves, decimals_for, in_order, number, points_of
 from lastmile_trl.evaluation.report import COLOURS, fill
-from lastmile_trl.run_folder import alarms, environment_of, finished, history, stored_recipe
+from lastmile_trl.run_folder import alarms, environment_of, finished, has_ended, history, stored_recipe
 from lastmile_trl.screen import note
 
 RUNNING = "Running"
@@ -32,7 +32,7 @@ def watch(runs: Sequence[Path], seconds: float, report: Callable[[Path], object]
                     del seen[run]
                 elif shown is None:
                     if seen[run] is None:
-                        note(f"{run} has not begun to train: waiting for it (Ctrl-C ends this).")
+                        note(f"{run} has nothing to show yet: waiting for it (Ctrl-C ends this).")
                         seen[run] = {}
                 elif shown != seen[run]:
                     page = write_page(shown, run, seconds)
@@ -74,11 +74,15 @@ def look(run: Path, method: str, at: float) -> dict[str, Any] | None:
     step = rows[-1]["step"] if rows else begun["from_step"]
     steps = begun["steps"] if begun else step if trained else None
     # Between two lines, on average since training began; of a run that goes on, since then.
-    took = written - datetime.fromisoformat(begun["began"]).timestamp() if begun else 0.0
+    took = max(0.0, written - datetime.fromisoformat(begun["began"]).timestamp()) if begun else 0.0  # two clocks
     taken = step - begun["from_step"] if begun else 0
     lines = sum(row["step"] > begun["from_step"] for row in rows) if begun else 0
     if trained:
         state = f"Trained at {_clock(datetime.fromisoformat(trained).timestamp())}, its evaluation is not there yet"
+    elif not begun:
+        state = "Starting again"
+    elif has_ended(begun):
+        state = "Stopped: its process has ended"
     elif at - written > max(QUIET, USUAL * took / max(lines, 1)):
         state = "Nothing was logged for longer than usual: it may have stopped"
     else:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 
@@ -43,10 +44,16 @@ def folder(tmp_path):
     return run, log
 
 
-def begin(run, step=0, seconds=0.0, **more):
+def begin(run, step=0, seconds=0.0):
     began = datetime.fromtimestamp(START + seconds, UTC).isoformat()
-    training = {"began": began, "from_step": step, "steps": 300}
-    (run / "environment.json").write_text(json.dumps({"training": training, **more}))
+    training = {
+        "began": began,
+        "from_step": step,
+        "steps": 300,
+        "machine": "another",
+        "process": 2**22 + 1,
+    }  # more than Linux numbers
+    (run / "environment.json").write_text(json.dumps({"training": training}))
     os.utime(run / "environment.json", (START + seconds,) * 2)
 
 
@@ -85,6 +92,12 @@ def test_before_the_first_line_there_is_no_pace(folder):
     assert live.look(run, "sft", START + 1) is None
 
 
+def test_a_disk_whose_clock_is_late_makes_no_pace(folder):
+    run, log = folder
+    log(1, -5)
+    assert live.look(run, "grpo", START)["pace"] == "0.000 s a step"
+
+
 @pytest.mark.parametrize(("seconds", "running"), [(240 + 600, True), (240 + 601, False)])
 def test_a_run_that_writes_nothing_for_ten_minutes_is_not_called_running(folder, seconds, running):
     run, log = folder
@@ -101,6 +114,22 @@ def test_nor_is_a_slow_run_after_five_times_its_usual_time(folder, seconds, runn
     assert (live.look(run, "grpo", START + seconds)["state"] == "Running") is running
 
 
+def test_a_run_whose_process_has_ended_is_not_called_running(folder):
+    run, log = folder
+    log(50, 120)
+    begins = f"from lastmile_trl.run_folder import *; training_begins(Path({str(run)!r}), 0, 300); input(1)"
+    with subprocess.Popen([sys.executable, "-c", begins], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        assert live.look(run, "grpo", START + 121)["state"] == "Running"
+        process.communicate(b"\n")
+        assert live.look(run, "grpo", START + 121)["state"] == "Stopped: its process has ended"
+        assert live.look(run, "grpo", START + 121)["left"] is None
+    (run / "environment.json").write_text("{}")
+    assert live.look(run, "grpo", START + 121)["state"] == "Starting again"
+    begin(run)  # on another machine
+    assert live.look(run, "grpo", START + 121)["state"] == "Running"
+
+
 def test_a_trained_run_waits_for_its_evaluation(folder):
     run, log = folder
     log(300, 600, loss=0.5)
@@ -108,6 +137,34 @@ def test_a_trained_run_waits_for_its_evaluation(folder):
     shown = live.look(run, "grpo", START + 10000)
     assert shown["state"] == f"Trained at {clock(610)}, its evaluation is not there yet"
     assert (shown["step"], shown["steps"], shown["pace"]) == (300, 300, None)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_run_is_done_when_it_is_evaluated_even_if_it_is_not_accepted(folder, accepted):
+    """An older evaluation may be there, while the run is evaluated anew."""
+    run, log = folder
+    log(300, 600, loss=0.5)
+    evaluation, reports = run / "evaluation.json", []
+    evaluation.write_text("{}")
+    environment = {"trained": datetime.fromtimestamp(START + 610, UTC).isoformat()}
+    (run / "environment.json").write_text(json.dumps(environment))
+    os.utime(evaluation, (START,) * 2)
+
+    def watching():
+        live.watch([run], 0.01, reports.append)
+
+    thread = threading.Thread(target=watching)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not (run / "report.html").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "its evaluation is not there yet" in (run / "report.html").read_text() and not reports
+    if accepted:
+        (run / "environment.json").write_text(json.dumps({**environment, "finished": environment["trained"]}))
+    else:
+        evaluation.write_text("{}")
+    thread.join(10)
+    assert not thread.is_alive() and reports == [run]
 
 
 def test_a_line_that_is_being_written_is_left_for_later_and_a_damaged_one_is_not(folder):
@@ -172,7 +229,7 @@ def test_a_watch_that_is_stopped_says_so_on_its_pages(folder, tmp_path):
     command = [sys.executable, "-m", "lastmile_trl", "report", "--watch", str(run), str(waiting)]
     watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     said = [watching.stderr.readline(), watching.stderr.readline()]
-    assert said[0].startswith(f"Open {run / 'report.html'}") and "waiting has not begun to train" in said[1]
+    assert said[0].startswith(f"Open {run / 'report.html'}") and "waiting has nothing to show yet" in said[1]
     page = (run / "report.html").read_text()
     assert "it may have stopped. 2.40 s a step.</p>" in page and 'content="10"' in page
     watching.send_signal(signal.SIGINT)
