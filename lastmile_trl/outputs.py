@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .evaluation.decoding import Output
+    from .evaluation.vllm_decoding import Engines
     from .preferences.perplexity import Surprise
 
 KEPT = "text, ids, ended"  # of each output
@@ -49,7 +50,8 @@ def samples_of(evaluation: Evaluation, decoding: str) -> int:
 
 def fingerprint(prompts: list, recipe: Recipe, settings: dict) -> str:
     """Names a file of outputs by all that decides them, but the model."""
-    said = json.dumps([KEPT, list(prompts), max_new_tokens(recipe.values), settings], sort_keys=True)
+    engine = ["vllm"] if recipe.evaluation.use_vllm else []
+    said = json.dumps([KEPT, list(prompts), max_new_tokens(recipe.values), settings, *engine], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -84,7 +86,7 @@ def model_of(run: Path, like: Recipe | None = None) -> Model:
 
 
 def outputs_of_run(
-    name: str, model: Model, recipe: Recipe, rows: data_module.Rows, loaded: Loaded
+    name: str, model: Model, recipe: Recipe, rows: data_module.Rows, loaded: "Loaded | Engines"
 ) -> "tuple[dict[str, list[Output]], Dataset]":
     """A run's outputs for the held-out rows by decoding, those it has kept or new ones; and the rows."""
     from .evaluation.decoding import by_row
@@ -100,7 +102,7 @@ def outputs_of_run(
 
 
 def samples_of_run(
-    name: str, model: Model, recipe: Recipe, rows: data_module.Rows, count: int, loaded: Loaded
+    name: str, model: Model, recipe: Recipe, rows: data_module.Rows, count: int, loaded: "Loaded | Engines"
 ) -> "list[list[Output]]":
     """Several samples of a run for each held-out row, those it has kept or new ones."""
     from .evaluation.decoding import grouped
@@ -198,10 +200,19 @@ def sft_of(runs: Mapping[str, Path], recipe: Recipe, upcoming: Collection[Path] 
 # --- loading and asking a model ------------------------------------------------------------------------------------
 
 
+def in_memory(recipe: Recipe) -> "Loaded | Engines":
+    """Nothing yet: what will hold the model that is asked."""
+    if not recipe.evaluation.use_vllm:
+        return Loaded()
+    from .evaluation.vllm_decoding import Engines
+
+    return Engines()
+
+
 class Decoder:
     """A model that answers prompts, and its tokenizer; the model loads at its first use."""
 
-    def __init__(self, model: Model, chat: bool = False, loaded: Loaded | None = None):
+    def __init__(self, model: Model, chat: bool = False, loaded: "Loaded | Engines | None" = None):
         from trl import ModelConfig
 
         preflight.check_language_model(str(model.path), model.revision)
@@ -219,9 +230,12 @@ class Decoder:
     def decode(self, prompts: list, what: str, **settings: Any) -> "list[Output]":
         """Completions of prompts."""
         from .evaluation.decoding import decode
+        from .evaluation.vllm_decoding import Engine
 
+        model = self.model
+        answer = model.decode if isinstance(model, Engine) else partial(decode, model)
         with bar(f"decoding {what}", len(prompts), done=len(settings.get("known") or {})) as on_batch:
-            return decode(self.model, self.tokenizer, list(prompts), on_batch=on_batch, **settings)
+            return answer(self.tokenizer, list(prompts), on_batch=on_batch, **settings)
 
 
 def surprises_of_run(

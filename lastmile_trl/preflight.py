@@ -60,6 +60,7 @@ def check(
         lambda: _check_critic(recipe, upcoming, distributed),
         lambda: _check_guide(recipe, upcoming, distributed, findings),
         lambda: _check_packages(recipe, distributed),
+        lambda: _check_vllm(recipe, upcoming),
         lambda: _check_preferences(recipe),
         lambda: _check_baselines(recipe, upcoming),
         lambda: _check_postprocessed(recipe, upcoming, findings),
@@ -373,6 +374,8 @@ def _check_packages(recipe: Recipe, distributed: str) -> None:
         needed["bitsandbytes"] = "4-bit and 8-bit models"
     if recipe.training.get("use_vllm"):
         needed["vllm"] = "training.use_vllm"
+    if recipe.evaluation.use_vllm:
+        needed["vllm"] = "evaluation.use_vllm"
     trackers = recipe.training.get("report_to") or []
     trackers = [trackers] if isinstance(trackers, str) else trackers
     for tracker in trackers:
@@ -571,6 +574,37 @@ def _check_postprocessed(recipe: Recipe, upcoming: Collection[Path], findings: F
         if recipe.method == "evaluate":
             raise unknown("evaluation.postprocess: run", name, names)
         findings.notes.append(f"evaluation.postprocess: {name} is not shown by this stage, only {', '.join(names)}.")
+
+
+def _check_vllm(recipe: Recipe, upcoming: Collection[Path]) -> None:
+    """What vLLM could not decode, or only something else."""
+    if not recipe.evaluation.use_vllm:
+        return
+    if recipe.method != "evaluate":
+        raise InputError(
+            "evaluation.use_vllm is for runs that are finished, and a stage looks with the model that it trains: drop "
+            "it here, and say it to `lastmile evaluate`."
+        )
+    if recipe.evaluation.likelihood:
+        raise InputError(
+            "evaluation.likelihood needs the probabilities of given texts, for which vLLM is not asked: set "
+            "evaluation.use_vllm to false."
+        )
+    if not _has_gpu():
+        raise InputError("evaluation.use_vllm needs a GPU, and this machine shows none: set it to false.")
+    from .evaluation.vllm_decoding import suited
+    from .outputs import model_of
+
+    for run in map(Path, recipe.evaluation.runs):
+        if run not in upcoming:
+            section = model_of(run).section
+            suited(str(run), quantised=section.get("load_in_4bit") or section.get("load_in_8bit"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def prompts_per_generation(recipe: Recipe, processes: int) -> int:

@@ -66,6 +66,7 @@ class Evaluation:
     runs: list | None = (
         None  # `method: evaluate`: run folders, the baseline first; `reward`: whose outputs it is tried on
     )
+    use_vllm: bool = False  # `method: evaluate`: decode with vLLM
     likelihood: bool = False  # also measure the perplexity of the references, and samples' KL from the SFT run
     baselines: list = field(default_factory=list)  # shown beside the runs: lead, reference, best_of_n, base, sft
     postprocess: list | None = None  # runs and baselines that are also shown post-processed; default: the first run

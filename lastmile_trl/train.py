@@ -21,6 +21,7 @@ from .outputs import (
     decodings,
     fingerprint,
     held_out_rows,
+    in_memory,
     is_among,
     model_of,
     outputs_of_run,
@@ -509,7 +510,7 @@ def _answers(recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows) -> "
     """
     from .evaluation.baselines import Base, BestOfN, Sft, build
 
-    loaded, first = Loaded(), next(iter(runs))
+    loaded, first = in_memory(recipe), next(iter(runs))
     baselines = build(recipe.evaluation.baselines, recipe.data)
     asked = {name: model_of(run) for name, run in runs.items()}
     for baseline in baselines:
