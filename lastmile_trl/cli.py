@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import InputError, RunError
+from .files import file_in_the_way
 from .screen import note
 
 if TYPE_CHECKING:
@@ -231,6 +232,8 @@ def _copy(words: argparse.Namespace) -> int:
         destination = destination / source.name
     if destination.exists():
         raise InputError(f"{destination} exists already: choose another place, or delete it.")
+    if file := file_in_the_way(destination):
+        raise InputError(f"{destination} lies in {file}, which is a file: choose another place.")
     destination.parent.mkdir(parents=True, exist_ok=True)
     if source.is_file():
         shutil.copy(source, destination)
@@ -291,6 +294,8 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
     from .recipe import IN_ONE_PROCESS
 
     launch = Launch.choose(words.accelerate, words.num_processes)
+    if not words.dry_run:
+        launch.check_devices()
     upcoming: set[Path] = set()
     for recipe in recipes:
         own = launch.alone() if recipe.method in IN_ONE_PROCESS else launch
@@ -298,8 +303,10 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
             _print(f"# {recipe.source}\n{recipe.yaml()}# {own.shell(recipe)}\n")
         elif not _skips(recipe, words, upcoming):
             findings = check(recipe, own.processes, upcoming, words.force, own.distributed)
+            for text in findings.problems:
+                note(f"Error: {recipe.source}: {text}")
             if findings.problems:
-                raise InputError(f"{recipe.source}: {' '.join(findings.problems)}")
+                return 2
             for text in findings.warnings:
                 note(f"Warning: {recipe.source}: {text}")
             upcoming.add(recipe.run)
@@ -441,9 +448,16 @@ def _score(words: argparse.Namespace) -> int:
         raise InputError(f"{words.file} is no file: name one with a `prediction` and a `references` column.")
     chosen = rewards.build([_reward_entry(text) for text in words.reward])
     rows = [_scorable(row) for row in open_split(Data(path=str(words.file)), "train").to_list()]
+    names = {name: None for row in rows for name in row}
+    for reward in chosen:
+        for column in reward.needs:
+            if column not in (*names, *rewards.FROM_TRAINER):
+                raise InputError(
+                    f"Reward {reward.name!r} needs a column {column!r}, which {words.file} has not; columns are "
+                    f"{', '.join(names)}."
+                )
     if fitted := [reward.name for reward in chosen if hasattr(reward.function, "for_task")]:
         note(f"{', '.join(fitted)}: what is known of all rows is that of this file, not of a training set.")
-    names = {name for row in rows for name in row}
     task = rewards.Task({name: [row.get(name) for row in rows] for name in names})
     scores = rewards.score(rewards.prepare(chosen, task), rows)
     if words.json:

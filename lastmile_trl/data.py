@@ -52,6 +52,11 @@ def load(data: Data) -> Rows:
         shuffled = train.shuffle(seed=0)
         held_out, train = shuffled.take(data.held_out), shuffled.skip(data.held_out)
     rows = Rows(train, held_out)
+    if named := TAKEN - {"completion"} & {*template_columns(data)}:
+        raise InputError(
+            f"The template names the column {min(named)!r}, which means something else to trainers and rewards: rename "
+            "it in the data."
+        )
     if taken := _taken(train, data):
         rows.notes.append(f"Column {', '.join(taken)} is left out: the name is used in training.")
     rows.train = _clean(rows.train, data, data.split, rows.notes)
@@ -148,8 +153,10 @@ def _group(rows: "Dataset", by: str, references: str) -> "Dataset":
 def open_split(data: Data, split: str) -> "Dataset":
     """The rows of one split as they are stored: made in code, in files, or on the Hub."""
     from datasets import Dataset, disable_progress_bars, get_dataset_split_names, load_dataset
+    from datasets.utils.logging import CRITICAL, set_verbosity
 
     disable_progress_bars()
+    set_verbosity(CRITICAL)  # an error is said here, in one sentence
     if data.path.startswith("synthetic:"):
         from . import synthetic
 
@@ -179,8 +186,9 @@ def open_split(data: Data, split: str) -> "Dataset":
             f"data.path {data.path!r} is not a file here, not in the cache, and the Hub cannot be reached "
             "(offline?): check the path or the connection."
         ) from error
-    except Exception as error:  # datasets raises many kinds, each with the reason in its first line
-        raise InputError(f"data.path {data.path!r} cannot be read: {first_line(error)}.") from error
+    except Exception as error:  # datasets raises many kinds, each with the reason in its first line, or in its cause's
+        reason = first_line(error.__cause__ or error)
+        raise InputError(f"data.path {data.path!r} cannot be read: {reason}.") from error
 
 
 def _as_text(path: Path) -> dict[str, Any]:
@@ -220,7 +228,8 @@ def _clean(rows: "Dataset", data: Data, split: str, notes: list[str]) -> "Datase
         notes.append(f"{problem}; they are left out.")
         keep = set(range(len(rows))) - empty_references - empty_prompts
         rows = rows.select(sorted(keep))
-    return rows.remove_columns(_taken(rows, data))
+    became = {data.references} & TAKEN - {"completion"}
+    return rows.remove_columns([*_taken(rows, data), *became])
 
 
 def _taken(rows: "Dataset", data: Data) -> list[str]:

@@ -15,7 +15,7 @@ def find(path: str, what: str) -> Any:
     module_name, _, attribute = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"{what}: importing {module_name!r} failed with {type(error).__name__}: {error}; "
             "is it installed, or its folder on PYTHONPATH?"

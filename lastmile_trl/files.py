@@ -16,3 +16,12 @@ def write_whole(file: Path, text: str) -> None:
     beside = file.with_name(f"{file.name}.{os.getpid()}")  # two processes may write the same page
     beside.write_bytes(text.encode("utf-8", errors="replace"))
     beside.replace(file)
+
+
+def file_in_the_way(path: Path) -> Path | None:
+    """The file that keeps a path from being a folder: the path itself, or one of the folders above it.
+
+    >>> file_in_the_way(Path(__file__, "folder")) == Path(__file__), file_in_the_way(Path("no", "file"))
+    (True, None)
+    """
+    return next((place for place in (path, *path.parents) if place.is_file()), None)

@@ -50,6 +50,21 @@ class Launch:
         """Whether the weights or the optimiser are spread over the processes."""
         return self.distributed in ("DEEPSPEED", "FSDP")
 
+    def check_devices(self) -> None:
+        """Refuse a launch that asks this machine for more GPUs than torch sees."""
+        if self.cpu:
+            return
+        import torch
+
+        there = torch.accelerator.device_count()
+        asked = self.processes // int(_read(self.config).get("num_machines") or 1)
+        if there == 0:
+            raise InputError(f"--accelerate {self.config.stem} needs a GPU, and torch sees none: use --accelerate cpu.")
+        if asked > there:
+            raise InputError(
+                f"{asked} processes on this machine need as many GPUs, and torch sees {there}: set --num_processes."
+            )
+
     def alone(self) -> "Launch":
         """The same device in one process, for what is not distributed."""
         return self if self.processes == 1 else Launch.choose("cpu" if self.cpu else "single_gpu", 1)

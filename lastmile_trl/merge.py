@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import provenance
 from .card import model_card
 from .errors import InputError, RunError, first_line
+from .files import file_in_the_way
 from .rewards.model import check_is_reward_model
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ def merge(run: Path, dest: Path) -> Path:
 
     The merged model must compute what base and adapter compute together, or nothing is written.
     """
-    from peft import PeftModel
-
     if not (run / "adapter_config.json").is_file():
         raise InputError(f"{run} holds no adapter (no adapter_config.json), so there is nothing to merge.")
+    if file := file_in_the_way(dest):
+        raise InputError(f"{file} is a file: name a new folder for the merged model.")
     if dest.exists() and any(dest.iterdir()):
         raise InputError(f"{dest} is not empty: name a new folder for the merged model.")
+    from peft import PeftModel
+
     base, tokenizer = _load_base(run)
     model = PeftModel.from_pretrained(base, run).eval()
     expected = _probe(model)

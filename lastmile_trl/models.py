@@ -42,32 +42,37 @@ def read_json(model: str, name: str, revision: str | None = None) -> dict[str, A
     folder = Path(model).expanduser()
     if folder.is_dir():
         file = folder / name
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return _json_of(file) if file.is_file() else None
     if folder.is_absolute() or model[:1] in "./~" or model.count("/") > 1:
-        raise InputError(
-            f"model.model_name_or_path {model!r} is not a folder here: check the path, or run its stage first."
-        )
+        raise InputError(f"{model!r} is not a folder here: check the path, or run its stage first.")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return json.loads(Path(hf_hub_download(model, name, revision=revision)).read_text(encoding="utf-8"))
+        return _json_of(Path(hf_hub_download(model, name, revision=revision)))
     except LocalEntryNotFoundError as error:
         if name != "config.json":  # offline, a file that the cache lacks is as good as absent
             return None
         raise InputError(
-            f"model.model_name_or_path {model!r} is not a folder here, not in the cache, and the Hub cannot be "
+            f"{model!r} is not a folder here, not in the cache, and the Hub cannot be "
             "reached (offline?): check the name or the connection."
         ) from error
     except EntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise InputError(f"model.model_name_or_path {model!r} is neither a folder here nor a hub id.") from error
+        raise InputError(f"{model!r} is neither a folder here nor a hub id.") from error
     except HfHubHTTPError as error:
         raise InputError(
-            f"model.model_name_or_path {model!r} cannot be read from the Hub ({error.response.status_code}): check the "
+            f"{model!r} cannot be read from the Hub ({error.response.status_code}): check the "
             "name, or log in with `hf auth login` if it is private or gated."
         ) from error
+
+
+def _json_of(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}): fetch or save the model again.") from error
 
 
 def adapter_config(model: str, revision: str | None = None) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import data as data_module
-from . import rewards
+from . import fit, rewards
 from .checkpoints import check_processes
 from .errors import InputError, RunError, did_you_mean, unknown
 from .evaluation import postprocess
 from .evaluation.metrics import ALWAYS_MEASURED
+from .files import file_in_the_way
 from .models import adapter_config, is_reward_model, read_json
-from .recipe import METHODS, RL, WITH_PAIRS, Recipe, short_names
+from .recipe import IN_ONE_PROCESS, METHODS, RL, WITH_PAIRS, Recipe, read, short_names
 from .rewards import Reward
 from .rewards.classifier import Classifier, check_has_label
 from .rewards.model import Model, check_is_reward_model
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .evaluation.baselines import Baseline
 
 ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "led", "blenderbot", "m2m_100"}
+LARGE_RATE = 0.01
 SAMPLE = 50  # rows that the rewards are tried on
 
 
@@ -57,6 +60,7 @@ def check(
         lambda: check_run_folder(recipe, force),
         lambda: None if force else check_processes(recipe.run, processes),
         lambda: _check_models(recipe, upcoming),
+        lambda: _check_room(recipe, upcoming),
         lambda: _check_critic(recipe, upcoming, distributed),
         lambda: _check_guide(recipe, upcoming, distributed, findings),
         lambda: _check_packages(recipe, distributed),
@@ -96,8 +100,10 @@ def _go_offline_without_connection(notes: list[str]) -> None:
 
 def check_run_folder(recipe: Recipe, force: bool) -> None:
     """A run folder belongs to one recipe; `--force` says that an old run may go, but never what is no run of ours."""
-    for start in recipe.builds_on:
-        if recipe.run.resolve() in (Path(start).resolve(), *Path(start).resolve().parents):
+    _check_place(recipe.run)
+    for start in recipe.needs:
+        place = Path(start).expanduser().resolve()
+        if recipe.run.resolve() in (place, *place.parents):
             raise InputError(f"{start!r} lies in the run folder {recipe.run}: set another training.output_dir.")
     if not recipe.run.exists() or not any(recipe.run.iterdir()):
         return
@@ -118,14 +124,50 @@ def check_run_folder(recipe: Recipe, force: bool) -> None:
         )
 
 
+def _check_place(run: Path) -> None:
+    """Refuse a place where a run cannot be written, or should not be: --force empties it."""
+    where, whole = f"training.output_dir {run}", run.resolve()
+    if run.parts and run.parts[0].startswith("~"):
+        raise InputError(f"{where} begins with a folder called {run.parts[0]}: write the path of the home folder out.")
+    for place, name in ((Path.home(), "your home folder"), (Path.cwd(), "the folder you work in")):
+        if whole in (place.resolve(), *place.resolve().parents):
+            raise InputError(f"{where} is or holds {name}: name a folder of its own, such as runs/my_task.")
+    if ".." in run.parts and not whole.is_relative_to(Path.cwd().resolve()):
+        raise InputError(f"{where} leads out of the folder you work in: write {whole} if you mean that.")
+    if file := file_in_the_way(run):
+        raise InputError(f"{where} cannot be a folder, as {file} is a file: name another.")
+    there = _existing(whole)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{where} cannot be written, as you have no right to write in {there}: name another folder.")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _check_room(recipe: Recipe, upcoming: Collection[Path]) -> None:
+    """Refuse a new run whose first checkpoint would fill the disk."""
+    start = Path(recipe.model.get("model_name_or_path", ""))
+    if recipe.method in IN_ONE_PROCESS or recipe.model.get("use_peft") or start in upcoming or recipe.run.exists():
+        return
+    weights = sum(file.stat().st_size for file in start.expanduser().glob("*.safetensors"))
+    moments = 2 if recipe.training.get("optim", "adamw_torch").startswith("adamw_torch") else 0
+    checkpoint = 0 if recipe.training.get("save_strategy") == "no" else weights * (1 + moments)
+    free = shutil.disk_usage(_existing(recipe.run.resolve())).free
+    if free < weights + checkpoint:
+        raise InputError(
+            f"training.output_dir {recipe.run}: the model and a checkpoint take {(weights + checkpoint) / 1e9:.1f} GB "
+            f"or more, and {free / 1e9:.1f} GB are free there: make room, or name a folder on another disk."
+        )
+
+
 def differences(recipe: Recipe) -> dict[str, str]:
     """What a stored run's recipe says otherwise than this one, by key."""
-    from omegaconf import OmegaConf
-
     stored = recipe.run / "recipe.yaml"
     if not stored.exists():
         return {}
-    old, new = _flat(OmegaConf.to_container(OmegaConf.load(stored))), _flat(recipe.values)
+    old, new = _flat(read(stored)), _flat(recipe.values)
     return {
         key: f"{key} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}"
         for key in sorted(old.keys() | new.keys())
@@ -166,6 +208,10 @@ def _check_models(recipe: Recipe, upcoming: Collection[Path]) -> None:
         adapter = check_start(start, model.get("model_revision", "main") if own else "main")
         if adapter and own and recipe.method != "pairs":
             _check_adapter(start, adapter, recipe)
+        if own:
+            fit.check_tokenizer(recipe)
+        if own and not adapter:
+            fit.check_adapter_targets(recipe)
 
 
 def check_model(start: str, revision: str = "main") -> dict | None:
@@ -195,11 +241,6 @@ def check_language_model(start: str, revision: str = "main") -> dict | None:
     return adapter
 
 
-def _without_key(error: InputError) -> str:
-    """What is wrong with a model that another key names."""
-    return str(error).removeprefix("model.model_name_or_path ")
-
-
 def _check_adapter(start: str, adapter: dict, recipe: Recipe) -> None:
     """An adapter goes on being trained as it is."""
     if not recipe.model.get("use_peft"):
@@ -226,9 +267,7 @@ def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) 
         try:
             adapter = check_model(critic)
         except InputError as error:
-            raise InputError(
-                f"training.critic is neither shared nor copy, so it names a model: {_without_key(error)}"
-            ) from error
+            raise InputError(f"training.critic is neither shared nor copy, so it names a model: {error}") from error
     if adapter:
         raise InputError(
             f"training.critic: {critic!r} is an adapter, whose weights would stay frozen: make it a plain model with "
@@ -296,7 +335,7 @@ def _check_model_as_guide(recipe: Recipe, guide: str, upcoming: Collection[Path]
     try:
         check_language_model(guide)
     except InputError as error:
-        raise InputError(f"guidance.guide names a model: {_without_key(error)}") from error
+        raise InputError(f"guidance.guide names a model: {error}") from error
     start, revision = recipe.model["model_name_or_path"], recipe.model.get("model_revision", "main")
     if start == guide or Path(start) in upcoming or start.startswith("synthetic:"):
         return
@@ -332,7 +371,7 @@ def _check_reward_models(chosen: list[Reward], recipe: Recipe, upcoming: Collect
         try:
             _check_reward_model(reward.function, name)
         except InputError as error:
-            raise InputError(f"Reward {reward.name!r}: {_without_key(error)}") from error
+            raise InputError(f"Reward {reward.name!r}: {error}") from error
 
 
 def _check_reward_model(function: Callable, model: str) -> None:
@@ -464,6 +503,10 @@ def _check_data(
     postprocess.build(recipe.evaluation.steps, rows.train["references"])
     findings.notes += rows.notes
     findings.notes.append(f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out.")
+    if recipe.training.get("learning_rate", 0) > LARGE_RATE:
+        findings.warnings.append(
+            f"training.learning_rate is {recipe.training['learning_rate']}: what a model has learned, it would forget."
+        )
     for key in ("chosen", "rejected", "source"):
         column = getattr(recipe.preferences, key)
         if column is not None and column not in rows.train.column_names:
@@ -483,6 +526,9 @@ def _check_data(
             f"{recipe.data.path!r} has {len(rows.train)} rows to train on, but one step takes {prompts} prompts: lower "
             "training.per_device_train_batch_size or training.gradient_accumulation_steps."
         )
+    start = recipe.model.get("model_name_or_path", "synthetic:")
+    if Path(start) not in upcoming and not start.startswith("synthetic:"):
+        fit.check_positions(recipe, [rows.train, rows.held_out])
     if chosen:
         _try_rewards(recipe, chosen, rows, findings)
     if taken := next((metric.name for metric in metrics if metric.name in ALWAYS_MEASURED), None):

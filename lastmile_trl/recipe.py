@@ -1,7 +1,9 @@
 """A recipe is one YAML file, one stage: read, overridden, checked against each section's dataclass, put in order."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +130,33 @@ POSITIVE = {  # section -> numbers that make no sense below 1
     "training": ("per_device_train_batch_size", "gradient_accumulation_steps", "max_completion_length"),
 }
 
+LIMITS = {  # section.key -> which numbers make sense, and how that is said
+    "model.lora_r": (lambda value: value >= 1, "at least 1"),
+    "model.lora_alpha": (lambda value: value >= 1, "at least 1"),
+    "model.lora_dropout": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "training.learning_rate": (lambda value: 0 <= value <= 1, "at least 0 and at most 1"),
+    "training.critic_learning_rate": (lambda value: 0 <= value <= 1, "at least 0 and at most 1"),
+    "training.num_train_epochs": (lambda value: 0 < value < math.inf, "above 0"),
+    "training.num_generations": (lambda value: value >= 1, "at least 1"),
+    "training.num_iterations": (lambda value: value >= 1, "at least 1"),
+    "training.steps_per_generation": (lambda value: value >= 1, "at least 1"),
+    "training.generation_batch_size": (lambda value: value >= 1, "at least 1"),
+    "training.max_steps": (lambda value: value == -1 or value >= 1, "at least 1, or -1 for none"),
+    "training.logging_steps": (lambda value: value > 0, "above 0"),
+    "training.save_steps": (lambda value: value > 0, "above 0"),
+    "training.seed": (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
+    "training.temperature": (lambda value: 0 < value < math.inf, "above 0"),
+    "training.top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "evaluation.temperature": (lambda value: 0 < value < math.inf, "above 0"),
+    "evaluation.top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+}
+
+LOSSES = {  # method -> what training.loss_type may be, where TRL's config does not list it
+    **dict.fromkeys(("grpo", "ppo"), ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")),
+    "dpo": ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
+            "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft"),
+}  # fmt: skip
+
 # Keys that the config classes have, or had, and that a recipe says elsewhere.
 HINTS = {
     "torch_dtype": "it is called model.dtype now",
@@ -152,6 +181,9 @@ HINTS = {
     "chat_template_path": "RL and evaluation would not see it: save the tokenizer with its template beside the model",
     "eos_token": "the tokenizer's own end token is used in training and evaluation alike",
 }
+
+
+ALIASES = 20  # of anchors within anchors, a few dozen stand for more than any memory holds
 
 
 @dataclass
@@ -270,30 +302,70 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     (2e-05, 0.5)
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     path = locate(path)
-    text = path.read_text(encoding="utf-8")
-    if resolver := re.search(r"\$\{[^}]*:[^}]*\}", text + " ".join(overrides)):
-        raise InputError(f"{path}: {resolver[0]} is not allowed, only another key as in ${{training.seed}}.")
-    try:
-        config = OmegaConf.create(text)
-        if not OmegaConf.is_dict(config) or not config:
-            raise InputError(f"{path} holds no recipe: expected sections such as `method:` and `data:`.")
+    with _said_of(path):
+        text = path.read_bytes().decode()
+        if resolver := re.search(r"\$\{[^}]*:[^}]*\}", text + " ".join(overrides)):
+            raise InputError(f"{path}: {resolver[0]} is not allowed, only another key as in ${{training.seed}}.")
+        config = _parse(path, text)
         for said in overrides:
             override(config, said)
         values = OmegaConf.to_container(config, resolve=True)
-    except YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or error}.") from error
-    except OmegaConfBaseException as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}.") from error
     if not isinstance(values.get("training", {}), dict):
         raise InputError(f"{path}: section `training` must hold `key: value` lines, not {values['training']!r}.")
     values["training"] = {"output_dir": _default_run(path), **values.get("training", {})}
     return Recipe(path, values, tuple(overrides))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The sections of a recipe's file as they stand there, whether they are right or not."""
+    from omegaconf import OmegaConf
+
+    with _said_of(path):
+        return OmegaConf.to_container(_parse(path, path.read_bytes().decode()))
+
+
+def _parse(path: Path, text: str) -> Any:
+    """The text as an OmegaConf of sections."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    aliases = [
+        token
+        for token in yaml.scan(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if isinstance(token, yaml.AliasToken)
+    ]
+    if len(aliases) > ALIASES:
+        line = aliases[ALIASES].start_mark.line + 1
+        raise InputError(
+            f"{path}, line {line}: more than {ALIASES} aliases such as *{aliases[0].value}: write some out."
+        )
+    config = OmegaConf.create(text)
+    if not OmegaConf.is_dict(config) or not config:
+        raise InputError(f"{path} holds no recipe: expected sections such as `method:` and `data:`.")
+    return config
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    """Say in a sentence what cannot be read in a recipe's file."""
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8: save it as that, or name another file.") from error
+    except YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        raise InputError(f"{path}{line} is not valid YAML: {problem.rstrip('.')}.") from error
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0].rstrip('.')}.") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply: a section holds `key: value` lines.") from error
 
 
 def override(config: Any, text: str) -> None:
@@ -371,11 +443,11 @@ def _check(values: dict[str, Any], source: Path) -> None:
         if not isinstance(section, dict):
             raise InputError(f"{source}: section `{name}` must hold `key: value` lines, not {section!r}.")
         for key, value in section.items():
-            _check_key(name, key, value, known, source)
+            _check_key(method, name, key, value, known, source)
     _check_required(values, source)
 
 
-def _check_key(section: str, key: str, value: Any, known: dict[str, dict[str, str]], source: Path) -> None:
+def _check_key(method: str, section: str, key: str, value: Any, known: dict[str, dict[str, str]], source: Path) -> None:
     if key in HINTS:
         raise InputError(f"{source}: {section}.{key} is not used here: {HINTS[key]}.")
     if key not in known[section]:
@@ -383,11 +455,16 @@ def _check_key(section: str, key: str, value: Any, known: dict[str, dict[str, st
         hint = f": it belongs in section `{elsewhere[0]}`." if elsewhere else did_you_mean(key, known[section])
         raise InputError(f"{source}: unknown key {section}.{key}{hint}")
     annotation = known[section][key]
-    allowed = choices(SECTIONS[section], key) if section != "training" else None
-    if allowed and value is not None and value not in allowed:
-        raise InputError(f"{source}: {section}.{key} must be one of {', '.join(allowed)}, not {value!r}.")
     if not accepts(annotation, value):
         raise InputError(f"{source}: {section}.{key} must be {annotation.replace(' | ', ' or ')}, not {value!r}.")
+    allowed = LOSSES.get(method) if key == "loss_type" else None
+    allowed = allowed or choices(METHODS[method] if section == "training" else SECTIONS[section], key)
+    for one in value if isinstance(value, list) else [value]:
+        if allowed and one is not None and one not in allowed:
+            raise InputError(f"{source}: {section}.{key} must be one of {', '.join(allowed)}, not {one!r}.")
+    fits, wanted = LIMITS.get(f"{section}.{key}", (None, ""))
+    if fits and isinstance(value, int | float) and not fits(value):
+        raise InputError(f"{source}: {section}.{key} must be {wanted}, not {value!r}.")
 
 
 def _check_required(values: dict[str, Any], source: Path) -> None:
@@ -406,6 +483,12 @@ def _check_required(values: dict[str, Any], source: Path) -> None:
                 raise InputError(f"{source}: {name}.{key} must be at least 1, not {value!r}.")
     if evaluation.get("samples", 1) > 1 and evaluation.get("sampled") is False:
         raise InputError(f"{source}: evaluation.samples draws nothing with evaluation.sampled: false: drop one.")
+    for run in evaluation.get("runs") or []:
+        if not isinstance(run, str) or not run:
+            raise InputError(f"{source}: evaluation.runs holds {run!r}: name run folders or models.")
+    repo = values.get("hub", {}).get("repo")
+    if repo is not None and not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo):
+        raise InputError(f"{source}: hub.repo {repo!r} is not the name of a Hub repository: write `me/my-model`.")
     _check_guidance(values, source)
     if method == "evaluate":
         if not evaluation.get("runs"):

@@ -8,6 +8,7 @@ from typing import Any
 
 # Bases that a module imports from a package's front door, and the module they live in.
 _HOMES = {"TrainingArguments": "transformers.training_args"}
+_ENUMERATIONS = ("transformers.trainer_utils", "transformers.training_args")
 
 
 def annotations(path: str) -> dict[str, str]:
@@ -32,10 +33,12 @@ def default(path: str, name: str) -> Any:
 
 
 def choices(path: str, name: str) -> list[str] | None:
-    """The values a field may have, where its metadata lists them.
+    """The values a field may have, where its metadata or an enumeration lists them.
 
     >>> choices("trl.trainer.model_config:ModelConfig", "dtype")
     ['auto', 'bfloat16', 'float16', 'float32']
+    >>> choices("trl.trainer.grpo_config:GRPOConfig", "save_strategy")
+    ['no', 'steps', 'epoch', 'best']
     """
     value = _fields(path)[name].value
     for keyword in value.keywords if isinstance(value, ast.Call) else []:
@@ -43,6 +46,32 @@ def choices(path: str, name: str) -> list[str] | None:
             for key, listed in zip(keyword.value.keys, keyword.value.values, strict=True):
                 if isinstance(key, ast.Constant) and key.value == "choices":
                     return ast.literal_eval(listed)
+    return next(filter(None, map(_members, _union(annotations(path)[name]))), None)
+
+
+def keys(module: str, name: str) -> list[str]:
+    """The keys of a dictionary that a module's source writes out.
+
+    >>> "wandb" in keys("transformers.integrations.integration_utils", "INTEGRATION_TO_CALLBACK")
+    True
+    """
+    for node in _tree(module).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+            return [ast.literal_eval(key) for key in node.value.keys]
+    raise LookupError(f"{module} has no dictionary {name}")
+
+
+@cache
+def _members(kind: str) -> list[str] | None:
+    """The values of an enumeration of the trainers' settings; None for any other type."""
+    for module in _ENUMERATIONS:
+        for node in _tree(module).body:
+            if (
+                isinstance(node, ast.ClassDef)
+                and node.name == kind
+                and [ast.unparse(base) for base in node.bases] == ["ExplicitEnum"]
+            ):
+                return [ast.literal_eval(line.value) for line in node.body if isinstance(line, ast.Assign)]
     return None
 
 

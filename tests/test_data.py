@@ -294,3 +294,10 @@ def test_what_cannot_be_split(tmp_path, row, keys, message):
     path = write_jsonl(tmp_path / "texts.jsonl", [row] * 3)
     with pytest.raises(InputError, match=message):
         read(continued(path, **keys), "train")
+
+
+def test_references_may_have_any_name(tmp_path):
+    rows = [{**row, "prompts": row["target"]} for row in make_rows(20)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = load(Data(path=str(path), prompt="{source}", references="prompts", held_out=5))
+    assert "prompts" not in found.train.column_names and all(found.train["references"])

@@ -70,6 +70,15 @@ def test_a_stage_knows_how_many_processes_were_asked_for(monkeypatch):
     assert environment["OMP_NUM_THREADS"] == str(max(1, os.cpu_count() // 2))
 
 
+def test_there_must_be_as_many_gpus_as_processes(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 8)
+    Launch.choose("cpu", 100).check_devices()
+    Launch.choose("zero3", 8).check_devices()
+    Launch.choose("multi_node", None).check_devices()  # 16, on two machines
+    with pytest.raises(InputError, match="9 processes on this machine need as many GPUs, and torch sees 8"):
+        Launch.choose("zero3", 9).check_devices()
+
+
 # --- starting a stage ----------------------------------------------------------------------------------------------
 
 WORKER = """

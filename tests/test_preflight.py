@@ -16,12 +16,15 @@ from lastmile_trl.recipe import Recipe
 
 from .conftest import make_rows, write_jsonl
 
+FOUND = importlib.util.find_spec
+
 
 @pytest.fixture
 def recipe(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (model / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     rows = write_jsonl(tmp_path / "rows.jsonl", make_rows(32))
 
     def build(method="grpo", **sections):
@@ -59,6 +62,12 @@ def test_suspicious_rewards_are_warnings(recipe):
     assert findings.problems == []
     assert any(text.startswith("Against the reference three times, the total") for text in findings.warnings)
     assert preflight.check(recipe()).warnings == []
+
+
+def test_a_learning_rate_that_is_too_large(recipe):
+    assert preflight.check(recipe(training={"learning_rate": 0.01})).warnings == []
+    (said,) = preflight.check(recipe(training={"learning_rate": 0.1})).warnings
+    assert said == "training.learning_rate is 0.1: what a model has learned, it would forget."
 
 
 def test_references_that_rouge_cannot_read(recipe, tmp_path):
@@ -278,7 +287,9 @@ def test_a_folder_without_a_model(recipe, tmp_path):
 
 def test_no_bitsandbytes(recipe, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        preflight.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else FOUND(name)
+    )
     stage = recipe(model={"load_in_4bit": True, "use_peft": True})
     assert (
         "needs the package bitsandbytes, which is not installed: pip install 'lastmile-trl[quantization]'"
@@ -289,6 +300,7 @@ def test_no_bitsandbytes(recipe, monkeypatch):
 def test_an_adapter_goes_on_as_it_is(recipe, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     (adapter / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(tmp_path / "model"), "r": 8, "lora_alpha": 16})
     )
@@ -332,7 +344,9 @@ def test_a_stage_may_start_from_a_run_that_comes_before_it(recipe, tmp_path):
 def test_deepspeed_must_be_there(recipe, monkeypatch):
     found = preflight.check(recipe(), distributed="DEEPSPEED").problems
     assert found == [] or "needs the package deepspeed" in found[0]
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        preflight.importlib.util, "find_spec", lambda name: None if name == "deepspeed" else FOUND(name)
+    )
     assert "--accelerate with DeepSpeed needs the package deepspeed" in problem(recipe(), distributed="DEEPSPEED")
 
 
@@ -393,6 +407,7 @@ def guided(recipe, tmp_path):
     """A recipe with a guide, and an adapter to start from."""
     start = tmp_path / "adapter"
     start.mkdir()
+    (start / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
     (start / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "model")}))
 
     def build(guide, method="ppo", adapter=False, **sections):

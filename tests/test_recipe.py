@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.recipe import collect, load
+from lastmile_trl.recipe import LOSSES, collect, load
 
 GRPO = {
     "method": "grpo",
@@ -320,3 +320,13 @@ def test_wrong_guidance_is_refused_with_a_sentence(write, sections, message):
 def test_what_guidance_works_with(write, mode, training):
     guidance = {"mode": mode, "guide": "base", "prefix_per": "completion"}
     assert load(write(method="ppo", guidance=guidance, training=training)).guidance.mode == mode
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_the_losses_are_those_of_trls_trainer(method):
+    import re
+    from importlib.util import find_spec
+
+    trainer = Path(find_spec("trl").origin).parent / "trainer" / f"{'dpo' if method == 'dpo' else 'grpo'}_trainer.py"
+    compared = re.findall(r"\bloss_type (?:==|in) (\"\w+\"|\[[^]]*\])", trainer.read_text())
+    assert set(LOSSES[method]) == {name for text in compared for name in re.findall(r'"(\w+)"', text)}
