@@ -557,6 +557,8 @@ def _check_baselines(recipe: Recipe, upcoming: Collection[Path]) -> None:
     """What the baselines need of the recipe and of the runs that are there."""
     if recipe.evaluation.baselines and recipe.method in ("pairs", "reward"):
         raise InputError(f"evaluation.baselines: `method: {recipe.method}` compares no runs: drop it.")
+    if recipe.evaluation.samples > 1 and recipe.method in ("pairs", "reward"):
+        raise InputError(f"evaluation.samples: `method: {recipe.method}` looks at one sample of a row: drop it.")
     from .outputs import is_among, started_from
 
     runs = _runs(recipe)

@@ -317,6 +317,9 @@ def test_samples_that_nothing_draws_are_refused(recipe):
         recipe(samples=2, sampled=False)
     with pytest.raises(InputError, match="evaluation.samples must be at least 1, not 0."):
         recipe(samples=0)
+    pairs = recipe(samples=2)
+    pairs.values |= {"method": "reward", "preferences": {"negatives": {"truncated": 1}}}
+    assert "`method: reward` looks at one sample" in problem(Recipe(pairs.source, pairs.values))
 
 
 # --- an evaluation that was killed ---------------------------------------------------------------------------------
