@@ -413,7 +413,7 @@ def _check_packages(recipe: Recipe, distributed: str) -> None:
         needed["bitsandbytes"] = "4-bit and 8-bit models"
     if recipe.training.get("use_vllm"):
         needed["vllm"] = "training.use_vllm"
-    if recipe.evaluation.use_vllm:
+    if recipe.evaluation.use_vllm and recipe.method == "evaluate":
         needed["vllm"] = "evaluation.use_vllm"
     trackers = recipe.training.get("report_to") or []
     trackers = [trackers] if isinstance(trackers, str) else trackers

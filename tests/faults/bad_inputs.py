@@ -245,6 +245,8 @@ TABLE: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("a look at every 0th step", evaluation(every=0), "recipe.yaml: evaluation.every must be at least 1, not 0."),
         ("temperature 0 for samples", evaluation(temperature=0), "recipe.yaml: evaluation.temperature must be above 0, not 0."),
         ("top_p above 1 for samples", evaluation(top_p=2), "recipe.yaml: evaluation.top_p must be above 0 and at most 1, not 2."),
+        ("several samples where there is none", evaluation(samples=4, sampled=False), "recipe.yaml: evaluation.samples draws nothing with evaluation.sampled: false: drop one."),
+        ("vLLM in a stage that trains", evaluation(use_vllm=True), "evaluation.use_vllm is for runs that are finished, and a stage looks with the model that it trains: drop it here, and say it to `lastmile evaluate`."),
         ("an unknown baseline", evaluation(baselines=["leed"]), "evaluation.baselines: baseline 'leed' does not exist: did you mean 'lead'? Valid: ..."),
         ("a run to post-process that is none", {"change": {"method": "evaluate", "model": None, "rewards": None, "evaluation": {"runs": ["model"], "postprocess": ["modle"]}}}, "evaluation.postprocess: run 'modle' does not exist..."),
         ("no runs to compare", {"change": {"method": "evaluate", "model": None, "rewards": None}}, "recipe.yaml: evaluation.runs is missing: the run folders to compare, the baseline first."),
