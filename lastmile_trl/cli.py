@@ -45,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [word for word in more if word.startswith("-") or "=" not in word or not hasattr(words, "overrides")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     words.overrides = more
+    if getattr(words, "trust_remote_code", False):
+        from .models import TRUST
+
+        os.environ[TRUST] = "1"  # for this process and the stages it launches
     _guarded(lambda: words.call(words), debug=words.debug)
 
 
@@ -121,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         pairs.set_defaults(overrides=[], filters=name == "filter")
         pairs.add_argument("--output", type=Path, help="default: runs/<task>/<recipe>-pairs, or -filtered")
         pairs.add_argument("--force", action="store_true", help="replace what is there")
+        _add_trust(pairs)
 
     score = command("score", _score, "rewards for the rows of a file with a `prediction` and a `references` column")
     score.add_argument("file", type=Path)
@@ -172,7 +177,17 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--revision")
     push.add_argument("--create-pr", action="store_true", help="propose the files as a pull request")
 
+    _add_trust(check, run, score, evaluate, generate, merge, push)
+
     return parser
+
+
+def _add_trust(*parsers: argparse.ArgumentParser) -> None:
+    """No recipe can say this: a recipe may come from anywhere."""
+    for parser in parsers:
+        parser.add_argument(
+            "--trust-remote-code", action="store_true", help="let code that comes with a model run on this machine"
+        )
 
 
 def _add_launch_words(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from . import provenance
 from .card import model_card
 from .errors import InputError, RunError, first_line
 from .merge import merge as merge_into_base
+from .models import trusts_remote_code
 from .recipe import IN_ONE_PROCESS
 from .screen import note
 
@@ -56,6 +57,7 @@ def command(
     'lastmile push runs/notes/grpo me/notes --merge'
     """
     flags = {"--merge": merge, "--public": not private, "--create-pr": create_pr}
+    flags["--trust-remote-code"] = merge and trusts_remote_code()
     words = ["lastmile", "push", str(run), repo, *(flag for flag, given in flags.items() if given)]
     return shlex.join([*words, *(["--revision", revision] if revision else [])])
 

@@ -9,6 +9,7 @@ from . import provenance
 from .card import model_card
 from .errors import InputError, RunError, first_line
 from .files import file_in_the_way
+from .models import check_safetensors, safely
 from .rewards.model import check_is_reward_model
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def merge(run: Path, dest: Path) -> Path:
         raise InputError(f"{file} is a file: name a new folder for the merged model.")
     if dest.exists() and any(dest.iterdir()):
         raise InputError(f"{dest} is not empty: name a new folder for the merged model.")
+    check_safetensors(str(run))
     from peft import PeftModel
 
     base, tokenizer = _load_base(run)
@@ -57,19 +59,15 @@ def _load_base(run: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
         check_is_reward_model(str(run))
         kind, more = AutoModelForSequenceClassification, {"num_labels": 1}
-    folder = provenance.folder(name, run)
-    recipe = provenance.recipe(run) if (run / "recipe.yaml").is_file() else {}
-    settings = {
-        "revision": None if folder else adapter.get("revision"),
-        "trust_remote_code": recipe.get("training", {}).get("trust_remote_code", False),
-    }
+    place = str(provenance.folder(name, run) or name)
     try:
-        if getattr(AutoConfig.from_pretrained(folder or name, **settings), "quantization_config", None):
+        settings = safely(place, adapter.get("revision"))
+        if getattr(AutoConfig.from_pretrained(place, **settings), "quantization_config", None):
             raise InputError(f"{name}, the base of {run}, is stored quantised: adapters merge into full weights only.")
         with quietly():
-            base = kind.from_pretrained(folder or name, dtype="auto", **settings, **more)
+            base = kind.from_pretrained(place, dtype="auto", **settings, **more)
         own = (run / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(run if own else folder or name, **({} if own else settings))
+        tokenizer = AutoTokenizer.from_pretrained(run if own else place, **settings)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{name}, the base of {run}, cannot be loaded ({first_line(error)}): start where its path is right, or "

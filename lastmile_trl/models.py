@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,38 @@ SPARE_TOKENS = (
     "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|fim_pad|>", "<|vision_pad|>", "<|finetune_right_pad_id|>",
     "<|reserved_special_token_0|>", "<|endoftext|>", "<unk>", "[UNK]",
 )  # fmt: skip
+
+
+TRUST = "LASTMILE_TRUST_REMOTE_CODE"  # set by the flag --trust-remote-code, for the processes of all stages
+
+
+def trusts_remote_code() -> bool:
+    """Whether code that comes with a model may run: only a person can say so, by a flag, never a recipe."""
+    return os.environ.get(TRUST) == "1"
+
+
+def safely(model: str, revision: str | None = None) -> dict[str, Any]:
+    """How weights are loaded: from safetensors alone, and without code of the model's unless that is trusted."""
+    check_safetensors(model, revision)
+    return {"revision": revision or "main", "trust_remote_code": trusts_remote_code(), "use_safetensors": True}
+
+
+def check_safetensors(model: str, revision: str | None = None) -> None:
+    """Refuse weights in other formats, such as pickles, which may run code when they load."""
+    adapter = adapter_config(model, revision) is not None
+    names = ["adapter_model.safetensors"] if adapter else ["model.safetensors.index.json", "model.safetensors"]
+    if not any(find_file(model, name, revision) for name in names) and not _is_offline_hub_id(model):
+        raise InputError(
+            f"{model!r} holds no {names[-1]}. Weights in other formats (.bin, .pt) may run code when they load, so "
+            "they are refused: load them where that does no harm, and write them anew with `save_pretrained`."
+        )
+
+
+def _is_offline_hub_id(model: str) -> bool:
+    """Whether only the cache is there to look into, which need not hold all that the Hub does."""
+    from huggingface_hub import is_offline_mode
+
+    return is_offline_mode() and not Path(model).expanduser().is_dir()
 
 
 def config_of(section: dict[str, Any], run: Path, seed: int) -> "ModelConfig":
@@ -39,17 +72,22 @@ def config_of(section: dict[str, Any], run: Path, seed: int) -> "ModelConfig":
 
 def read_json(model: str, name: str, revision: str | None = None) -> dict[str, Any] | None:
     """A small file of a model folder or hub repository, without loading the model; None where it has no such file."""
+    file = find_file(model, name, revision)
+    return _json_of(file) if file else None
+
+
+def find_file(model: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a model folder or hub repository, from where it is fetched; None where it has no such file."""
     folder = Path(model).expanduser()
     if folder.is_dir():
-        file = folder / name
-        return _json_of(file) if file.is_file() else None
+        return folder / name if (folder / name).is_file() else None
     if folder.is_absolute() or model[:1] in "./~" or model.count("/") > 1:
         raise InputError(f"{model!r} is not a folder here: check the path, or run its stage first.")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return _json_of(Path(hf_hub_download(model, name, revision=revision)))
+        return Path(hf_hub_download(model, name, revision=revision))
     except LocalEntryNotFoundError as error:
         if name != "config.json":  # offline, a file that the cache lacks is as good as absent
             return None
@@ -89,9 +127,14 @@ def is_reward_model(model: str, revision: str | None = None) -> bool:
     return one_label and any("SequenceClassification" in name for name in config.get("architectures") or [])
 
 
-def load_tokenizer(
-    model: str, revision: str | None = None, trust_remote_code: bool = False, chat: bool = False
-) -> "PreTrainedTokenizerBase":
+def is_known(model_type: str | None) -> bool:
+    """Whether transformers itself has the code of such models."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return model_type in CONFIG_MAPPING_NAMES
+
+
+def load_tokenizer(model: str, revision: str | None = None, chat: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer, padding on the left as generation needs, with a pad token that is not the end token.
 
     For ``chat`` the end token is what the chat template ends an answer with, whatever the tokenizer says: base models
@@ -101,7 +144,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
-        model, revision=revision, trust_remote_code=trust_remote_code, padding_side="left"
+        model, revision=revision, trust_remote_code=trusts_remote_code(), padding_side="left"
     )
     if chat:
         tokenizer.eos_token = _end_of_answer(tokenizer, model)
@@ -146,19 +189,20 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", prompts: list) -> list[list
     )["input_ids"]
 
 
-def load_model(config: "ModelConfig", trust_remote_code: bool = False, trainable: bool = False) -> "PreTrainedModel":
+def load_model(config: "ModelConfig", trainable: bool = False) -> "PreTrainedModel":
     """The model; an adapter comes on its base, which is quantised if the config says so.
 
     A ``trainable`` adapter goes on being trained: TRL keeps a frozen copy of it as the KL reference.
     """
     adapter = adapter_config(config.model_name_or_path, config.model_revision)
-    model = _load_plain(config, adapter, trust_remote_code)
+    model = _load_plain(config, adapter)
     return _with_adapter(model, config, trainable) if adapter else model
 
 
 def _with_adapter(base: "PreTrainedModel", config: "ModelConfig", trainable: bool = False) -> "PeftModel":
     from peft import PeftModel
 
+    check_safetensors(config.model_name_or_path, config.model_revision)
     return PeftModel.from_pretrained(
         base, config.model_name_or_path, is_trainable=trainable, revision=config.model_revision
     )
@@ -205,16 +249,16 @@ class Loaded:
         self._is: tuple | None = None  # which model it is
         self._base: tuple | None = None  # on which base, if another model may have that
 
-    def model(self, config: "ModelConfig", trust_remote_code: bool = False) -> "PreTrainedModel":
+    def model(self, config: "ModelConfig") -> "PreTrainedModel":
         """The model that the configuration names, in memory from now on."""
         adapter = adapter_config(config.model_name_or_path, config.model_revision)
-        base = (base_settings(config, adapter), trust_remote_code)
+        base = base_settings(config, adapter)
         wanted = (base, adapter and (config.model_name_or_path, config.model_revision))
         if wanted != self._is:
             model = self._plain() if base == self._base else None
             self.release()
             if model is None:
-                model = on_device(_load_plain(config, adapter, trust_remote_code))
+                model = on_device(_load_plain(config, adapter))
             self._model = on_device(_with_adapter(model, config)) if adapter else model
             self._is, self._base = wanted, base if not adapter or _leaves_base(adapter) else None
         return self._model
@@ -246,9 +290,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def load_guide(
-    name: str, config: "ModelConfig", tokenizer: "PreTrainedTokenizerBase", trust_remote_code: bool = False
-) -> "PreTrainedModel":
+def load_guide(name: str, config: "ModelConfig", tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
     """The model that guides a policy: loaded as that is, and with its tokenizer, whose ids it continues."""
     from .rewards.neural import _beside_the_run
 
@@ -256,17 +298,17 @@ def load_guide(
     revision = config.model_revision if own else "main"
     has_tokenizer = read_json(name, "tokenizer_config.json", revision) is not None  # many adapters come without
     if has_tokenizer and not own:
-        vocabulary = load_tokenizer(name, revision, trust_remote_code).get_vocab()
+        vocabulary = load_tokenizer(name, revision).get_vocab()
         if vocabulary != tokenizer.get_vocab():
             raise InputError(
                 f"guidance.guide {name!r} has another tokenizer than the policy, so it cannot continue its tokens: "
                 "serve it and name its endpoint."
             )
     with _beside_the_run():  # whole on every process, however the policy is sharded
-        return load_model(replace(config, model_name_or_path=name, model_revision=revision), trust_remote_code)
+        return load_model(replace(config, model_name_or_path=name, model_revision=revision))
 
 
-def load_reward_model(config: "ModelConfig", trust_remote_code: bool = False) -> "PreTrainedModel":
+def load_reward_model(config: "ModelConfig") -> "PreTrainedModel":
     """The model with a new head that gives one score; the adapter of a language model goes on under it."""
     from peft import LoraConfig, TaskType, get_peft_model
     from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
@@ -276,19 +318,20 @@ def load_reward_model(config: "ModelConfig", trust_remote_code: bool = False) ->
     path, revision = config.model_name_or_path, config.model_revision
     adapter = adapter_config(path, revision)
     with suppress_seqcls_warning():
-        model = _load_plain(config, adapter, trust_remote_code, AutoModelForSequenceClassification, num_labels=1)
+        model = _load_plain(config, adapter, AutoModelForSequenceClassification, num_labels=1)
     if not adapter:
         return model
     settings = LoraConfig.from_pretrained(path, revision=revision)
     settings.task_type, settings.inference_mode = TaskType.SEQ_CLS, False
     model = get_peft_model(model, settings)
+    check_safetensors(path, revision)
     weights = load_peft_weights(path, revision=revision, device="cpu")
     set_peft_model_state_dict(model, get_peft_model_state_dict(model) | weights)  # the head stays new
     return model
 
 
 def _load_plain(
-    config: "ModelConfig", adapter: dict | None, trust_remote_code: bool, kind: type | None = None, **more: Any
+    config: "ModelConfig", adapter: dict | None, kind: type | None = None, **more: Any
 ) -> "PreTrainedModel":
     """A plain model, or the base of an adapter; of the kind that its configuration names, unless told."""
     from accelerate import PartialState
@@ -301,8 +344,7 @@ def _load_plain(
     return create_model_from_path(
         path,
         kind,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
+        **safely(path, revision),
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
         quantization_config=get_quantization_config(config),

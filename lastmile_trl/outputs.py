@@ -67,7 +67,6 @@ class Model:
 
     path: Path
     section: dict[str, Any]  # of `trl.ModelConfig`
-    trust_remote_code: bool = False
 
     @property
     def revision(self) -> str:
@@ -82,7 +81,7 @@ def model_of(run: Path, like: Recipe | None = None) -> Model:
     section = {**recipe.model} if recipe else {"dtype": "auto"}
     if stored:
         section.pop("model_revision", None)  # it is that of the model the run started from
-    return Model(run, section, bool(recipe and recipe.training.get("trust_remote_code")))
+    return Model(run, section)
 
 
 def outputs_of_run(
@@ -174,7 +173,7 @@ def _base(run: Path, recipe: Recipe, upcoming: Collection[Path]) -> Model | None
     found = model_of(path, like)
     if adapter := models.adapter_config(str(path), found.revision):
         section = {**found.section, "model_revision": adapter.get("revision") or "main"}
-        return Model(Path(adapter["base_model_name_or_path"]), section, found.trust_remote_code)
+        return Model(Path(adapter["base_model_name_or_path"]), section)
     if like is None:
         raise InputError(f"evaluation.baselines: {str(run)!r} is itself a base model and started from none: drop base.")
     return found
@@ -218,14 +217,13 @@ class Decoder:
         preflight.check_language_model(str(model.path), model.revision)
         self.run = model.path
         self.config = ModelConfig(**{**model.section, "model_name_or_path": str(model.path)})
-        self.trust = model.trust_remote_code
-        self.tokenizer = models.load_tokenizer(str(model.path), self.config.model_revision, self.trust, chat)
+        self.tokenizer = models.load_tokenizer(str(model.path), self.config.model_revision, chat)
         self.loaded = loaded or Loaded()
 
     @property
     def model(self) -> Any:
         """The loaded model."""
-        return self.loaded.model(self.config, self.trust)
+        return self.loaded.model(self.config)
 
     def decode(self, prompts: list, what: str, **settings: Any) -> "list[Output]":
         """Completions of prompts."""

@@ -17,7 +17,7 @@ from .errors import InputError, RunError, did_you_mean, unknown
 from .evaluation import postprocess
 from .evaluation.metrics import ALWAYS_MEASURED
 from .files import file_in_the_way
-from .models import adapter_config, is_reward_model, read_json
+from .models import adapter_config, check_safetensors, is_known, is_reward_model, read_json, trusts_remote_code
 from .recipe import IN_ONE_PROCESS, METHODS, RL, WITH_PAIRS, Recipe, read, short_names
 from .rewards import Reward
 from .rewards.classifier import Classifier, check_has_label
@@ -224,6 +224,13 @@ def check_model(start: str, revision: str = "main") -> dict | None:
     if config is None:
         raise InputError(
             f"{start!r} holds no model: no config.json and no adapter_config.json; has its stage finished?"
+        )
+    if any(Path(start).glob("*model*.bin")):  # of what is on the Hub, nothing large is fetched here
+        check_safetensors(start)
+    if "auto_map" in config and not trusts_remote_code() and not is_known(config.get("model_type")):
+        raise InputError(
+            f"{start!r} is made by code of its own, which runs only if you say so: read its .py files, then add "
+            "--trust-remote-code to the command."
         )
     if config.get("is_encoder_decoder") or config.get("model_type") in ENCODER_DECODERS:
         raise InputError(

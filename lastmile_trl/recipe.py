@@ -170,6 +170,7 @@ HINTS = {
     "push_to_hub": "use the hub section: `hub: {push: true, repo: me/my-model}`",
     "hub_model_id": "use hub.repo",
     "hub_private_repo": "use hub.private",
+    "trust_remote_code": "only the flag --trust-remote-code of the command lets code of a model repository run",
     "hub_token": "log in with `hf auth login` or set HF_TOKEN: a token in a recipe ends up in files",
     "eval_strategy": "use evaluation.every",
     "eval_steps": "use evaluation.every",

@@ -258,13 +258,12 @@ def _build(recipe: Recipe, checkpoint: str | None = None) -> "tuple[Trainer, Dat
 
     arguments = _arguments(recipe)
     model_config = models.config_of(recipe.model, recipe.run, recipe.seed)
-    trust = arguments.trust_remote_code
     chat = bool(recipe.data.messages)
-    tokenizer = models.load_tokenizer(model_config.model_name_or_path, model_config.model_revision, trust, chat)
+    tokenizer = models.load_tokenizer(model_config.model_name_or_path, model_config.model_revision, chat)
     if chat and recipe.method == "sft":
         arguments.eos_token = tokenizer.eos_token  # written into the model's generation settings too
-    if recipe.method in (*RL, "dpo") and model_config.model_revision != "main":
-        arguments.model_init_kwargs = {"revision": model_config.model_revision}  # TRL loads the KL reference itself
+    if recipe.method in (*RL, "dpo"):  # TRL loads the KL reference itself
+        arguments.model_init_kwargs = {"revision": model_config.model_revision, "use_safetensors": True}
     with PartialState().main_process_first():
         rows = data_module.load(recipe.data)
         train = data_module.with_prompts(rows.train, recipe.data, tokenizer, rows.notes)
@@ -278,9 +277,9 @@ def _build(recipe: Recipe, checkpoint: str | None = None) -> "tuple[Trainer, Dat
         checkpoints.check_rows(Path(checkpoint), seen)
     if recipe.method == "reward":
         set_seed(arguments.seed)  # of the new head
-        model = models.load_reward_model(model_config, trust)
+        model = models.load_reward_model(model_config)
     else:
-        model = models.load_model(model_config, trust, trainable=True)
+        model = models.load_model(model_config, trainable=True)
     task = rewards.Task.of(train, end_ids_of(model, tokenizer))
     chosen = rewards.prepare(rewards.build(recipe.rewards), task)
     trainer_class, more = _load_class(TRAINERS[recipe.method]), {}
@@ -320,7 +319,7 @@ def _guided(
 
     named = recipe.guidance.guide
     if guides.kind_of(named) == "model":
-        guide = models.load_guide(named, model_config, tokenizer, recipe.training.get("trust_remote_code", False))
+        guide = models.load_guide(named, model_config, tokenizer)
     else:
         seed = recipe.seed + PartialState().process_index  # or two processes would get the same texts
         if isinstance(named, dict):
@@ -365,6 +364,7 @@ def _arguments(recipe: Recipe) -> Any:
         "run_name": f"{recipe.run} {started}",
         "project": "lastmile",
         "trackio_static_space_id": False,  # trackio would publish the logs on the Hub
+        "trust_remote_code": models.trusts_remote_code(),
         **recipe.training,
     }
     os.environ.setdefault("WANDB_PROJECT", arguments["project"])
@@ -496,8 +496,7 @@ def _untrained(entries: Sequence, recipe: Recipe, rows: data_module.Rows, run: P
     """Rewards or metrics where no trainer has prepared the training rows, which few of them ask for."""
     train, built = rows.train, rewards.build(entries)
     if any(hasattr(each.function, "for_task") for each in built):
-        trust = bool((stored := stored_recipe(run)) and stored.training.get("trust_remote_code"))
-        tokenizer = models.load_tokenizer(str(run), trust_remote_code=trust, chat=bool(recipe.data.messages))
+        tokenizer = models.load_tokenizer(str(run), chat=bool(recipe.data.messages))
         train = data_module.with_prompts(train, recipe.data, tokenizer, [])
     return rewards.prepare(built, rewards.Task.of(train))
 

@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import pytest
 import torch
@@ -73,18 +72,3 @@ def test_an_adapter_comes_with_its_base_and_is_trained_only_if_asked(tiny_model_
         model = load_model(on_adapter, trainable=trainable)
         grown = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert bool(grown) is trainable and all("lora_" in name for name in grown)
-
-
-def test_code_of_a_model_repository_runs_only_when_asked(tiny_model_folder, tmp_path):
-    folder = tmp_path / "remote"
-    shutil.copytree(tiny_model_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "homemade",
-        "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        load_model(ModelConfig(model_name_or_path=str(folder)))
-    assert not (tmp_path / "ran").exists()

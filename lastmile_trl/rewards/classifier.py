@@ -156,9 +156,12 @@ def _load(model: str, revision: str | None, device: str) -> "tuple[PreTrainedTok
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, truncation_side="left")
+    from lastmile_trl.models import safely
+
+    settings = safely(model, revision)
+    tokenizer = AutoTokenizer.from_pretrained(model, truncation_side="left", **settings)
     with _beside_the_run():
-        classifier = AutoModelForSequenceClassification.from_pretrained(model, revision=revision, dtype=torch.float32)
+        classifier = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, **settings)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if classifier.config.pad_token_id is None:  # a decoder is read at its last token that is no padding
         classifier.config.pad_token_id = tokenizer.pad_token_id

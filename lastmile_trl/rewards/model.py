@@ -337,23 +337,21 @@ def _load(model: str, dtype: str, load_in_4bit: bool, device: str) -> _Reader:
     from trl import ModelConfig, get_quantization_config
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-    from lastmile_trl.models import adapter_config
+    from lastmile_trl.models import adapter_config, check_safetensors, safely
 
     check_is_reward_model(model)
-    adapter = adapter_config(model)
-    weights = {"pretrained_model_name_or_path": model}
-    if adapter:
-        weights = {
-            "pretrained_model_name_or_path": adapter["base_model_name_or_path"],
-            "revision": adapter.get("revision") or "main",
-        }
+    check_safetensors(model)
+    adapter = adapter_config(model) or {}
+    base = adapter.get("base_model_name_or_path", model)
+    settings = safely(base, adapter.get("revision"))
     if load_in_4bit and dtype == "auto":
-        dtype = AutoConfig.from_pretrained(**weights).dtype or "float32"
+        dtype = AutoConfig.from_pretrained(base, **settings).dtype or "float32"
     quantisation = get_quantization_config(ModelConfig(dtype=dtype, load_in_4bit=load_in_4bit))
     # FSDP would have the model read by one process, and share it out with the policy.
     with _beside_the_run(), patch_environment(fsdp_cpu_ram_efficient_loading="false"), suppress_seqcls_warning():
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            **weights,
+            base,
+            **settings,
             num_labels=1,
             dtype=dtype,
             quantization_config=quantisation,
@@ -372,7 +370,9 @@ def _padding(model: str) -> int | None:
     """The token that TRL has padded the training of an adapter with."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model).pad_token_id
+    from lastmile_trl.models import trusts_remote_code
+
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=trusts_remote_code()).pad_token_id
 
 
 # --- on the policy's base ------------------------------------------------------------------------------------------
@@ -384,8 +384,11 @@ def _join(model: str, trainer: "Trainer") -> _Reader:
     from peft.utils import load_peft_weights, set_peft_model_state_dict
     from torch import nn
 
+    from lastmile_trl.models import check_safetensors
+
     policy = trainer.accelerator.unwrap_model(trainer.model)
     _check_shareable(model, policy, trainer)
+    check_safetensors(model)
     name = f"reward_{zlib.crc32(model.encode()):08x}"
     weights = load_peft_weights(model, device="cpu")
     head = {key.rpartition(".")[2]: weights.pop(key) for key in list(weights) if ".score." in key}

@@ -243,8 +243,11 @@ def _sentence_encoder(model: str, device: str) -> "SentenceTransformer":
     import torch
     from sentence_transformers import SentenceTransformer
 
+    from lastmile_trl.models import trusts_remote_code
+
+    weights = {"dtype": torch.float32, "use_safetensors": True}
     with _beside_the_run():
-        return SentenceTransformer(model, device=device, model_kwargs={"dtype": torch.float32})
+        return SentenceTransformer(model, device=device, model_kwargs=weights, trust_remote_code=trusts_remote_code())
 
 
 @functools.lru_cache(maxsize=4)
@@ -252,8 +255,11 @@ def _token_encoder(model: str, layer: int | None, device: str) -> "tuple[PreTrai
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from lastmile_trl.models import safely
+
+    settings = safely(model)
     with _beside_the_run():
-        encoder = AutoModel.from_pretrained(model, dtype=torch.float32)
+        encoder = AutoModel.from_pretrained(model, dtype=torch.float32, **settings)
         if layer is not None:
             config = copy.deepcopy(encoder.config)
             if layer > config.num_hidden_layers:
@@ -262,7 +268,7 @@ def _token_encoder(model: str, layer: int | None, device: str) -> "tuple[PreTrai
             cut = AutoModel.from_config(config, dtype=torch.float32)
             cut.load_state_dict(encoder.state_dict(), strict=False)  # which has the layers above, too
             encoder = cut
-    return AutoTokenizer.from_pretrained(model), encoder.to(device).eval()
+    return AutoTokenizer.from_pretrained(model, **settings), encoder.to(device).eval()
 
 
 @contextlib.contextmanager

@@ -117,9 +117,10 @@ class PPOTrainer(GRPOTrainer):
     def _load_backbone(self, name: str) -> nn.Module:
         if find_adapter_config_file(name):
             raise ValueError(f"critic={name!r} is an adapter, whose weights would stay frozen: merge it into its base.")
-        if AutoTokenizer.from_pretrained(name).get_vocab() != self._tokenizer.get_vocab():
+        settings = {"trust_remote_code": self.args.trust_remote_code}
+        if AutoTokenizer.from_pretrained(name, **settings).get_vocab() != self._tokenizer.get_vocab():
             raise ValueError(f"critic={name!r} has another tokenizer than the policy, so it cannot read its tokens.")
-        return AutoModel.from_pretrained(name, dtype=torch.float32)
+        return AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **settings)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """AdamW, with a rate of its own for the new head: the policy's would never teach it."""
