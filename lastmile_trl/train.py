@@ -262,8 +262,8 @@ def _build(recipe: Recipe, checkpoint: str | None = None) -> "tuple[Trainer, Dat
     tokenizer = models.load_tokenizer(model_config.model_name_or_path, model_config.model_revision, chat)
     if chat and recipe.method == "sft":
         arguments.eos_token = tokenizer.eos_token  # written into the model's generation settings too
-    if recipe.method in (*RL, "dpo"):  # TRL loads the KL reference itself
-        arguments.model_init_kwargs = {"revision": model_config.model_revision, "use_safetensors": True}
+    if recipe.method in (*RL, "dpo") and model_config.model_revision != "main":
+        arguments.model_init_kwargs = {"revision": model_config.model_revision}  # TRL loads the KL reference itself
     with PartialState().main_process_first():
         rows = data_module.load(recipe.data)
         train = data_module.with_prompts(rows.train, recipe.data, tokenizer, rows.notes)
