@@ -3,6 +3,7 @@
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from . import provenance
@@ -13,6 +14,7 @@ from .models import check_safetensors, safely
 from .rewards.model import check_is_reward_model
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 def merge(run: Path, dest: Path) -> Path:
     """Merge an adapter into its freshly loaded, unquantised base and write a plain model to ``dest``.
 
-    The merged model must compute what base and adapter compute together, or nothing is written.
+    What was written must compute what base and adapter compute together, or ``dest`` is left as it was.
     """
     if not (run / "adapter_config.json").is_file():
         raise InputError(f"{run} holds no adapter (no adapter_config.json), so there is nothing to merge.")
@@ -29,22 +31,62 @@ def merge(run: Path, dest: Path) -> Path:
     if dest.exists() and any(dest.iterdir()):
         raise InputError(f"{dest} is not empty: name a new folder for the merged model.")
     check_safetensors(str(run))
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=dest.parent, prefix=f".{dest.name}-") as folder:
+        written = Path(folder) / dest.name
+        kind, expected = _write_merged(run, written)
+        settings = {"dtype": "auto", **safely(str(written))}
+        _check_equal(_probe(kind.from_pretrained(written, **settings).eval()), expected, run)
+        for name in ("recipe.yaml", "environment.json", "evaluation.json"):
+            if (run / name).is_file():
+                shutil.copyfile(run / name, written / name)
+        if (written / "recipe.yaml").is_file():
+            (written / "README.md").write_text(model_card(written), encoding="utf-8")
+        written.replace(dest)
+    return dest
+
+
+def _write_merged(run: Path, dest: Path) -> "tuple[type[PreTrainedModel], Tensor]":
+    """Write the merged model; its class, and what base and adapter compute together."""
     from peft import PeftModel
 
     base, tokenizer = _load_base(run)
     model = PeftModel.from_pretrained(base, run).eval()
+    if not hasattr(model.base_model, "merge_and_unload"):
+        kind = model.active_peft_config.peft_type.value
+        raise InputError(f"{run} is an adapter of the kind {kind}, which no weights can hold: use it on its base.")
     expected = _probe(model)
+    _untie(model)
     merged = model.merge_and_unload()
-    _check_equal(_probe(merged), expected, run)
-
+    _tie_again(merged)
     merged.save_pretrained(dest)
     tokenizer.save_pretrained(dest)
-    for name in ("recipe.yaml", "environment.json", "evaluation.json"):
-        if (run / name).is_file():
-            shutil.copyfile(run / name, dest / name)
-    if (dest / "recipe.yaml").is_file():
-        (dest / "README.md").write_text(model_card(dest), encoding="utf-8")
-    return dest
+    return type(merged), expected
+
+
+def _untie(model: "PeftModel") -> None:
+    """Give the head weights of its own where an adapter changes it, or the embeddings that it is tied to."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch.nn import Parameter
+
+    base = model.get_base_model()
+    layers = [base.get_output_embeddings(), base.get_input_embeddings()]
+    if layers[0] is None or not any(isinstance(layer, BaseTunerLayer) for layer in layers):
+        return
+    head, words = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers)
+    if head.weight is words.weight:
+        head.weight = Parameter(head.weight.clone())
+        base.config.tie_word_embeddings = False
+
+
+def _tie_again(model: "PreTrainedModel") -> None:
+    """One weight for both where the adapter has changed head and embeddings alike."""
+    from torch import equal
+
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not words.weight and equal(head.weight, words.weight):
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
 
 
 def _load_base(run: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -59,9 +101,12 @@ def _load_base(run: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
         check_is_reward_model(str(run))
         kind, more = AutoModelForSequenceClassification, {"num_labels": 1}
-    place = str(provenance.folder(name, run) or name)
+    place = provenance.folder(name, run)
+    if place is None and provenance.hub_id(name, run) is None:
+        raise InputError(f"{name}, the base of {run}, is not here: start where its path is right.")
+    place = str(place or name)
+    settings = safely(place, adapter.get("revision"))
     try:
-        settings = safely(place, adapter.get("revision"))
         if getattr(AutoConfig.from_pretrained(place, **settings), "quantization_config", None):
             raise InputError(f"{name}, the base of {run}, is stored quantised: adapters merge into full weights only.")
         with quietly():
@@ -69,10 +114,7 @@ def _load_base(run: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         own = (run / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(run if own else place, **settings)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{name}, the base of {run}, cannot be loaded ({first_line(error)}): start where its path is right, or "
-            "log in with `hf auth login` if it is private."
-        ) from error
+        raise InputError(f"{name}, the base of {run}, cannot be loaded ({first_line(error)}).") from error
     if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(len(tokenizer))  # as training did when tokens were added
     if scores:

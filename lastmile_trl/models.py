@@ -31,7 +31,11 @@ def trusts_remote_code() -> bool:
 
 
 def safely(model: str, revision: str | None = None) -> dict[str, Any]:
-    """How weights are loaded: from safetensors alone, and without code of the model's unless that is trusted."""
+    """How a plain model is loaded: from safetensors alone, and without code of its own unless that is trusted."""
+    if adapter_config(model, revision):
+        raise InputError(
+            f"{model!r} is an adapter where a plain model is needed: make it one with `lastmile merge {model} DEST`."
+        )
     check_safetensors(model, revision)
     return {"revision": revision or "main", "trust_remote_code": trusts_remote_code(), "use_safetensors": True}
 

@@ -218,7 +218,13 @@ def check_model(start: str, revision: str = "main") -> dict | None:
     """Refuse what is no decoder-only model; the configuration of an adapter, None for a plain model."""
     adapter = adapter_config(start, revision)
     if adapter:
-        config = read_json(adapter["base_model_name_or_path"], "config.json", adapter.get("revision"))
+        base = adapter["base_model_name_or_path"]
+        config = read_json(base, "config.json", adapter.get("revision"))
+        if config is None:
+            raise InputError(
+                f"{start!r} is an adapter on {base!r}, which is no plain model: make it one with "
+                f"`lastmile merge {base} DEST`, and train an adapter on that."
+            )
     else:
         config = read_json(start, "config.json", revision)
     if config is None:

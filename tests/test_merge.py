@@ -9,6 +9,7 @@ import pytest
 from lastmile_trl.card import model_card
 from lastmile_trl.errors import InputError, RunError
 from lastmile_trl.merge import merge
+from lastmile_trl.preflight import check_model
 from lastmile_trl.rewards.model import Model
 
 from .run_fixture import (
@@ -16,6 +17,7 @@ from .run_fixture import (
     adapted_logits,
     build_adapter,
     change_json,
+    load,
     logits,
     plain_logits,
     write_adapter_config,
@@ -94,6 +96,110 @@ def test_an_adapter_trained_in_4_bits_merges_into_the_full_base(base, tmp_path):
     assert plain_logits(merged) == pytest.approx(adapted_logits(base, run), abs=1e-4)
 
 
+LAYERS = {
+    "LoRA": {"target_modules": "all-linear"},
+    "rank-stabilised": {"target_modules": "all-linear", "use_rslora": True},
+    "DoRA": {"target_modules": "all-linear", "use_dora": True},
+    "biases": {"target_modules": ["q_proj"], "bias": "all"},
+    "some tokens": {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 4]}},
+    "own head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "own embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "own of both": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "LoRA on the head": {"target_modules": ["q_proj", "lm_head"]},
+    "LoRA on the embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "one LoRA on both": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
+}
+
+
+def random_adapter(run: Path, base: Path, **settings) -> Path:
+    """An adapter with random weights in all that it trains."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(load(base), LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(write_run(run))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def tied(base, tmp_path_factory) -> Path:
+    """The tiny model with one weight for its embeddings and its head."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = shutil.copytree(base, tmp_path_factory.mktemp("tied") / "model")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, tie_word_embeddings=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("layers", LAYERS)
+def test_whatever_an_adapter_changes_is_merged(base, tied, tmp_path, layers, is_tied):
+    start = tied if is_tied else base
+    run = random_adapter(tmp_path / "run", start, **LAYERS[layers])
+    merged = merge(run, tmp_path / "merged")
+    expected = adapted_logits(start, run)
+    assert plain_logits(merged) == pytest.approx(expected, abs=1e-3)
+    assert plain_logits(start) != pytest.approx(expected, abs=1e-1)
+    kept = is_tied and layers not in ("own head", "own embeddings", "own of both", "LoRA on the head",
+                                      "LoRA on the embeddings")  # fmt: skip
+    assert json.loads((merged / "config.json").read_text())["tie_word_embeddings"] is kept
+
+
+def test_an_adapter_on_a_merged_run_is_merged_into_that(base, tmp_path):
+    first = random_adapter(tmp_path / "sft", base, **LAYERS["LoRA"])
+    plain = merge(first, tmp_path / "sft-merged")
+    second = random_adapter(tmp_path / "grpo", plain, **LAYERS["DoRA"])
+    merged = merge(second, tmp_path / "merged")
+    assert plain_logits(merged) == pytest.approx(adapted_logits(plain, second), abs=1e-3)
+    assert plain_logits(merged) != pytest.approx(adapted_logits(base, second), abs=1e-1)
+
+
+def test_an_adapter_on_an_adapter_is_refused(base, tmp_path):
+    first = random_adapter(tmp_path / "sft", base, **LAYERS["LoRA"])
+    second = random_adapter(tmp_path / "grpo", base, **LAYERS["LoRA"])
+    change_json(second / "adapter_config.json", base_model_name_or_path=str(first))
+    with pytest.raises(InputError, match=f"{str(first)!r} is an adapter where a plain model is needed: make it one"):
+        merge(second, tmp_path / "merged")
+    with pytest.raises(InputError, match="grpo' is an adapter on '.*sft', which is no plain model: make it one with"):
+        check_model(str(second))
+
+
+def test_an_adapter_that_is_no_weights_is_refused(base, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    run = write_run(tmp_path / "run")
+    get_peft_model(load(base), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(run)
+    with pytest.raises(InputError, match="is an adapter of the kind PROMPT_TUNING, which no weights can hold"):
+        merge(run, tmp_path / "merged")
+
+
+def test_what_was_written_is_what_is_checked(base, tmp_path, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    run = random_adapter(tmp_path / "run", base, **LAYERS["LoRA"])
+    save = LlamaForCausalLM.save_pretrained
+
+    def save_something_else(model, folder, **keywords):
+        model.lm_head.weight.data *= 2
+        save(model, folder, **keywords)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save_something_else)
+    with pytest.raises(RunError, match="does not compute what base and adapter compute"):
+        merge(run, tmp_path / "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
 def test_merging_a_run_that_added_tokens(base, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -127,7 +233,7 @@ def test_merging_refuses(base, tmp_path):
     run = build_adapter(tmp_path / "run", base, str(tmp_path / "gone"))
     with pytest.raises(InputError, match="is not empty"):
         merge(run, run)
-    with pytest.raises(InputError, match="gone, the base of .*run, cannot be loaded"):
+    with pytest.raises(InputError, match="gone, the base of .*run, is not here: start where its path is right"):
         merge(run, tmp_path / "merged")
     quantised = shutil.copytree(base, tmp_path / "quantised")
     config = json.loads((quantised / "config.json").read_text())
