@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -547,6 +547,21 @@ def _reward_entry(text: str) -> dict:
     return {name: OmegaConf.to_container(values)}
 
 
+def _comparison_folder(runs: Sequence[str], names: Iterable[str]) -> Path:
+    """Where a comparison goes unless told: below runs/evaluate, whatever its runs are called.
+
+    >>> _comparison_folder(["runs/notes/sft", "runs/notes/grpo"], ["sft", "grpo"])
+    PosixPath('runs/evaluate/notes/sft-vs-grpo')
+    >>> _comparison_folder(["../grpo", ".."], ["grpo", ".."])
+    PosixPath('runs/evaluate/grpo-vs-..')
+    >>> _comparison_folder([".."], [".."])
+    PosixPath('runs/evaluate/_')
+    """
+    tasks = {Path(run).parent.name for run in runs} - {"", ".."}
+    name = "-vs-".join(name.replace("/", "_") for name in names)
+    return Path("runs", "evaluate", *(tasks if len(tasks) == 1 else ()), "_" if name == ".." else name)
+
+
 def _evaluate(words: argparse.Namespace) -> int:
     from . import preflight, rewards, train
     from .evaluation.comparison import label
@@ -558,9 +573,7 @@ def _evaluate(words: argparse.Namespace) -> int:
     runs, overrides = _split([*words.run, *words.overrides])
     source = load(words.data, overrides)
     names = short_names(runs)
-    tasks = {Path(run).parent.name for run in runs}
-    folder = Path("runs", "evaluate", *(tasks if len(tasks) == 1 else ()))
-    output = words.output or folder / "-vs-".join(name.replace("/", "_") for name in names)
+    output = words.output or _comparison_folder(runs, names)
     evaluation = {**source.values.get("evaluation", {}), "runs": runs}
     evaluation["max_new_tokens"] = max_new_tokens(source.values)
     values = {"data": source.values["data"], "evaluation": evaluation, "training": {"output_dir": str(output)}}

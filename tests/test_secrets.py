@@ -31,7 +31,10 @@ def test_no_key_is_written_or_printed(tiny_model_folder, tmp_path):
             "model": {"model_name_or_path": str(tiny_model_folder), "use_peft": True},
             "data": {"path": "rows.jsonl", "prompt": "{source}", "references": "target", "held_out": 4},
             "rewards": ["rouge"],
-            "guidance": {"mode": "ppo++", "guide": {"endpoint": endpoint.url, "model": "guide"}},
+            "guidance": {
+                "mode": "ppo++", "probability": 1.0, "anneal": None,
+                "guide": {"endpoint": endpoint.url, "model": "guide"},
+            },
             "training": {
                 "output_dir": "run", "max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 4,
                 "max_completion_length": 8, "save_steps": 1, "logging_steps": 1,
