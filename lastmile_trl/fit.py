@@ -23,9 +23,7 @@ def check_tokenizer(recipe: Recipe) -> None:
     settings = read_json(start, "tokenizer_config.json", revision) or {}
     if recipe.data.messages or not settings.get("eos_token"):
         try:
-            load_tokenizer(
-                start, revision, recipe.training.get("trust_remote_code", False), chat=bool(recipe.data.messages)
-            )
+            load_tokenizer(start, revision, chat=bool(recipe.data.messages))
         except InputError:
             raise
         except Exception as error:  # transformers raises many kinds

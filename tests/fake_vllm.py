@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 # Of `vllm.EngineArgs`, which takes what `LLM` hands on.
-ENGINE_ARGS = {"enable_lora": False, "max_lora_rank": 16, "max_loras": 1, "max_model_len": None}
+ENGINE_ARGS = {"enable_lora": False, "max_lora_rank": 16, "max_loras": 1, "max_model_len": None, "load_format": "auto"}
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 started: list[dict] = []  # the arguments of every engine

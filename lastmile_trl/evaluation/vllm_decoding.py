@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError, RunError
 from lastmile_trl.evaluation.decoding import Output, end_ids_of, in_batches
-from lastmile_trl.models import adapter_config, base_settings, free_memory
+from lastmile_trl.models import adapter_config, base_settings, check_safetensors, free_memory, trusts_remote_code
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -83,20 +83,22 @@ class Engines:
 
     def __init__(self):
         self._llm: Any = None
-        self._base: tuple | None = None
+        self._base: dict | None = None
         self._rank = 0  # that there is room for
         self._numbers: dict[tuple, int] = {}  # of adapters: vLLM knows them by it
 
-    def model(self, config: ModelConfig, trust_remote_code: bool = False) -> Engine:
+    def model(self, config: ModelConfig) -> Engine:
         """The model that the configuration names, in memory from now on."""
         path, revision = config.model_name_or_path, config.model_revision
         adapter, rank = suited(path, revision, config.load_in_4bit or config.load_in_8bit)
         settings = base_settings(config, adapter)
-        if (settings, trust_remote_code) != self._base or rank > self._rank:
+        if adapter:
+            check_safetensors(path, revision)
+        if settings != self._base or rank > self._rank:
             self.release()
-            self._llm = _load(config, settings, rank, trust_remote_code)
-            self._base, self._rank = (settings, trust_remote_code), rank
-        generation = _generation_config(settings, trust_remote_code)
+            self._llm = _load(config, settings, rank)
+            self._base, self._rank = settings, rank
+        generation = _generation_config(settings)
         return Engine(self._llm, self._request(path, revision) if adapter else None, generation)
 
     def _request(self, path: str, revision: str) -> Any:
@@ -133,23 +135,25 @@ def suited(path: str, revision: str = "main", quantised: bool | None = False) ->
     return adapter, next(rank for rank in RANKS if rank >= adapter["r"])
 
 
-def _load(config: ModelConfig, settings: dict[str, Any], rank: int, trust_remote_code: bool) -> Any:
+def _load(config: ModelConfig, settings: dict[str, Any], rank: int) -> Any:
     from vllm import LLM
 
     room = {"enable_lora": True, "max_lora_rank": rank} if rank else {}
+    check_safetensors(settings["model_name_or_path"], settings["model_revision"])
     return LLM(
         settings["model_name_or_path"],
         revision=settings["model_revision"],
         tokenizer=config.model_name_or_path,
         tokenizer_revision=config.model_revision,
         dtype=config.dtype or "auto",
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trusts_remote_code(),
+        load_format="safetensors",
         max_model_len=-1,  # as long as the memory allows
         **room,
     )
 
 
-def _generation_config(settings: dict[str, Any], trust_remote_code: bool) -> Any:
+def _generation_config(settings: dict[str, Any]) -> Any:
     """What transformers would find beside the model: there may be end tokens in it."""
     from transformers import AutoConfig, GenerationConfig
 
@@ -157,7 +161,7 @@ def _generation_config(settings: dict[str, Any], trust_remote_code: bool) -> Any
     try:
         return GenerationConfig.from_pretrained(path, revision=revision)
     except OSError:  # there is none
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trusts_remote_code())
         return GenerationConfig.from_model_config(config)
 
 
