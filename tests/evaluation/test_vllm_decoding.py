@@ -94,8 +94,9 @@ def test_texts_tokens_and_ends_are_those_of_transformers(vllm, base, adapter, se
 def test_adapters_take_turns_on_one_engine_with_room_for_them(vllm, base, adapter):
     small, large = adapter("small"), adapter("large", rank=20)
     engines = Engines()
+    plain = {path: said(models.Loaded(), path) for path in (small, large, base)}
     for path in (small, large, small, base):
-        assert said(engines, path) == said(models.Loaded(), path)
+        assert said(engines, path) == plain[path]
     assert [engine["max_lora_rank"] for engine in vllm.started] == [8, 32]
     assert all((engine["model"], engine["enable_lora"], engine["max_model_len"]) == (base, True, -1)
                for engine in vllm.started)  # fmt: skip
