@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import data as data_module
 from . import fit, rewards
 from .checkpoints import check_processes
-from .errors import InputError, RunError, did_you_mean, unknown
+from .errors import InputError, RunError, did_you_mean, first_line, unknown
 from .evaluation import postprocess
 from .evaluation.metrics import ALWAYS_MEASURED
 from .files import file_in_the_way
@@ -75,13 +75,18 @@ def check(
         try:
             step()
         except (InputError, RunError) as error:
-            if str(error) not in findings.problems:  # of one model, two checks may say the same
-                findings.problems.append(str(error))
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename or 'A file'} cannot be read: {error.strerror or first_line(error)}."
+        else:
+            continue
+        if problem not in findings.problems:  # of one model, two checks may say the same
+            findings.problems.append(problem)
     return findings
 
 
 def _on_hub(name: str, upcoming: Collection[Path]) -> bool:
-    return not (name.startswith("synthetic:") or Path(name).expanduser().exists() or Path(name) in upcoming)
+    return not (name.startswith("synthetic:") or os.path.exists(os.path.expanduser(name)) or Path(name) in upcoming)
 
 
 def _go_offline_without_connection(notes: list[str]) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, did_you_mean, unknown
+from .errors import InputError, did_you_mean, first_line, unknown
 from .schema import accepts, annotations, choices
 from .trainers.guidance_config import MODES, GuidanceConfig
 
@@ -184,6 +184,7 @@ HINTS = {
 }
 
 
+LONGEST_NAME = 255  # bytes, that usual file systems take
 ALIASES = 20  # of anchors within anchors, a few dozen stand for more than any memory holds
 
 
@@ -277,8 +278,8 @@ class Recipe:
     def needs(self) -> list[str]:
         """All that may be the run folder of an earlier stage: models, reward models, a critic, a guide, pairs."""
         listed = [*self.rewards, *self.evaluation.metrics]
-        arguments = [next(iter(entry.values())) or {} for entry in listed if isinstance(entry, dict)]
-        models = [given["model"] for given in arguments if isinstance(given.get("model"), str)]
+        given = [arguments for entry in listed if isinstance(entry, dict) for arguments in entry.values()]
+        models = [each["model"] for each in given if isinstance(each, dict) and isinstance(each.get("model"), str)]
         critic = [self.training["critic"]] if isinstance(self.training.get("critic"), str) else []
         return [*self.builds_on, self.data.path, *models, *critic]
 
@@ -358,15 +359,19 @@ def _said_of(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text in UTF-8: save it as that, or name another file.") from error
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # of a number that is none
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        raise InputError(f"{path}{line} is not valid YAML: {problem.rstrip('.')}.") from error
+        raise InputError(f"{path}{line} is not valid YAML: {_problem(error)}.") from error
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {str(error).splitlines()[0].rstrip('.')}.") from error
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply: a section holds `key: value` lines.") from error
+
+
+def _problem(error: Exception) -> str:
+    """What YAML finds wrong, without where."""
+    return (getattr(error, "problem", None) or getattr(error, "reason", None) or first_line(error)).rstrip(".")
 
 
 def override(config: Any, text: str) -> None:
@@ -379,7 +384,10 @@ def override(config: Any, text: str) -> None:
     section, *rest = key.split(".")
     if section == "rewards" and rest and not rest[0].isdigit():
         rest[0] = _reward_place(config, rest[0])
-    OmegaConf.update(config, ".".join([section, *rest]), _override_value(config, key, value), merge=False)
+    try:
+        OmegaConf.update(config, ".".join([section, *rest]), _override_value(config, key, value), merge=False)
+    except (ValueError, TypeError, LookupError) as error:  # a key of what has no keys
+        raise InputError(f"{text!r} overrides nothing that the recipe has ({first_line(error)}).") from error
 
 
 def _override_value(config: Any, key: str, text: str) -> Any:
@@ -396,8 +404,8 @@ def _override_value(config: Any, key: str, text: str) -> Any:
         return text
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text or 'null'}"))["value"]
-    except YAMLError as error:
-        raise InputError(f"The override {key}={text} has no valid YAML value: {error.problem}.") from error
+    except (YAMLError, ValueError) as error:
+        raise InputError(f"The override {key}={text} has no valid YAML value: {_problem(error)}.") from error
     # To YAML `no` is a boolean, to save_strategy a word.
     wants_word = isinstance(value, bool) and "str" in kinds and "bool" not in kinds
     return text if wants_word else value
@@ -428,10 +436,15 @@ def _default_run(path: Path) -> str:
 def _check(values: dict[str, Any], source: Path) -> None:
     """Refuse unknown sections and keys, wrong types and missing keys, naming the nearest valid one."""
     method = values.get("method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         if method is None:
             raise InputError(f"{source} has no `method:`; methods are {', '.join(METHODS)}.")
         raise InputError(f"{source}: {unknown('method', method, METHODS)}")
+    for text in _texts(values):
+        if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(
+                f"{source}: {text!r:.80} holds a zero byte or half a character, which no text may: drop it."
+            )
     known = {name: annotations(path) for name, path in {**SECTIONS, "training": METHODS[method]}.items()}
     sections = ["method", "rewards", *known]
     for name, section in values.items():
@@ -446,6 +459,14 @@ def _check(values: dict[str, Any], source: Path) -> None:
         for key, value in section.items():
             _check_key(method, name, key, value, known, source)
     _check_required(values, source)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in what a section holds, however deep."""
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
 
 
 def _check_key(method: str, section: str, key: str, value: Any, known: dict[str, dict[str, str]], source: Path) -> None:
@@ -484,6 +505,9 @@ def _check_required(values: dict[str, Any], source: Path) -> None:
                 raise InputError(f"{source}: {name}.{key} must be at least 1, not {value!r}.")
     if evaluation.get("samples", 1) > 1 and evaluation.get("sampled") is False:
         raise InputError(f"{source}: evaluation.samples draws nothing with evaluation.sampled: false: drop one.")
+    run = values.get("training", {}).get("output_dir", "runs")
+    if not run or any(len(part.encode()) > LONGEST_NAME for part in Path(run).parts):
+        raise InputError(f"{source}: training.output_dir must name a folder in at most {LONGEST_NAME} letters.")
     for run in evaluation.get("runs") or []:
         if not isinstance(run, str) or not run:
             raise InputError(f"{source}: evaluation.runs holds {run!r}: name run folders or models.")

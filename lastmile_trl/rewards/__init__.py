@@ -256,7 +256,7 @@ def _check_settings(key: str, settings: dict[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def key_of(entry: str | Mapping[str, Any]) -> str:

@@ -112,6 +112,8 @@ TABLE: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     ],
     "Sections and keys": [
         ("no method", {"change": {"method": None}}, "recipe.yaml has no `method:`; methods are sft, grpo, ..."),
+        ("a method that is a list", {"change": {"method": ["grpo"]}}, "recipe.yaml: method ['grpo'] does not exist..."),
+        ("a zero byte", data(references="tar\0get"), "recipe.yaml: 'tar\\x00get' holds a zero byte or half a character, which no text may: drop it."),
         ("an unknown method", {"change": {"method": "grop"}}, "recipe.yaml: method 'grop' does not exist: did you mean 'grpo'? ..."),
         ("an unknown section", {"change": {"rewrads": []}}, "recipe.yaml: unknown section 'rewrads', did you mean 'rewards'?"),
         ("`env:`, which TRL's own files have", {"change": {"env": {"LD_PRELOAD": "x.so"}}}, "recipe.yaml: unknown section 'env'..."),
@@ -130,6 +132,7 @@ TABLE: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("an override that is none", said("run", "recipe.yaml", "learning_rate=1"), "'learning_rate=1' is not an override: write section.key=value, as in training.learning_rate=2e-5."),
         ("an override of an unknown key", said("run", "recipe.yaml", "training.lr=1"), "recipe.yaml: unknown key training.lr..."),
         ("an override that is no YAML", said("run", "recipe.yaml", "training.report_to=[a"), "The override training.report_to=[a has no valid YAML value: ..."),
+        ("an override of what has no keys", said("run", "recipe.yaml", "rewards.0.rouge.x.y=1", **{"change": {"rewards": [{"rouge": [1]}]}}), "'rewards.0.rouge.x.y=1' overrides nothing that the recipe has (...)."),
         ("an override of a reward that is not there", said("run", "recipe.yaml", "rewards.bleu.weight=1"), "The recipe has no reward 'bleu' to override."),
         ("a token in a recipe", training(hub_token="hf_secret"), "recipe.yaml: training.hub_token is not used here: log in with `hf auth login` or set HF_TOKEN: a token in a recipe ends up in files."),
     ],
@@ -184,6 +187,7 @@ TABLE: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("an unknown reward", {"change": {"rewards": ["roge"]}}, "Reward 'roge' does not exist: did you mean 'rouge'? Valid: ..."),
         ("an unknown argument", {"change": {"rewards": [{"rouge": {"varaint": "rougeL"}}]}}, "Reward 'rouge': argument 'varaint' does not exist: did you mean 'variant'? Valid: ..."),
         ("a weight that is no number", {"change": {"rewards": [{"rouge": {"weight": "much"}}]}}, "Reward 'rouge': weight must be a number, not 'much'."),
+        ("a weight beyond what a trainer can hold", {"change": {"rewards": [{"rouge": {"weight": 1e300}}]}}, "Reward 'rouge': weight must be a number, not 1e+300."),
         ("two rewards of one name", {"change": {"rewards": ["rouge", "rouge"]}}, "Two rewards are called 'rouge/rougeL': give one of them `name:`."),
         ("a reward that is a number", {"change": {"rewards": [3]}}, "A reward is a name, or a name with arguments, not 3."),
         ("a reward whose name holds two", {"change": {"rewards": [{"rouge": None, "length": None}]}}, "A reward has one name, and this one has 2 (length, rouge): start each reward with `- ` ..."),
@@ -223,6 +227,8 @@ TABLE: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("wandb without a key", {**training(report_to="wandb"), "machine": {"wandb": False}}, "training.report_to: wandb knows no API key: run `wandb login`, or set WANDB_MODE=offline in the environment to keep the logs here."),
     ],
     "Run folders": [
+        ("a run folder without a name", training(output_dir=""), "recipe.yaml: training.output_dir must name a folder in at most 255 letters."),
+        ("a run folder with too long a name", training(output_dir="a" * 300), "recipe.yaml: training.output_dir must name a folder in at most 255 letters."),
         ("a run folder that is a file", training(output_dir="rows.jsonl"), "training.output_dir rows.jsonl cannot be a folder, as rows.jsonl is a file: name another."),
         ("a run folder in a file", training(output_dir="rows.jsonl/run"), "training.output_dir rows.jsonl/run cannot be a folder, as rows.jsonl is a file: name another."),
         ("a run folder that cannot be written", {**training(output_dir="locked/run"), "machine": {"locked": "locked"}}, "training.output_dir locked/run cannot be written, as you have no right to write in ...locked: name another folder."),
