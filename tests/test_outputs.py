@@ -409,7 +409,9 @@ def adapter(tmp_path, tiny_model_folder, tokenizer):
         model = get_peft_model(model, config)
         noise = torch.Generator().manual_seed(len(name))
         for key, weight in model.named_parameters():
-            if "lora_B" in key or weight.requires_grad and "lora_" not in key:
+            if "lora_" in key:
+                weight.data = torch.randn(weight.shape, generator=noise) * 0.3
+            elif weight.requires_grad:
                 weight.data += torch.randn(weight.shape, generator=noise) * 0.3
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
