@@ -1,5 +1,6 @@
 """The model card of a run folder."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def _metadata(run: Path, repo: str | None, recipe: dict, base: str | None, evalu
             metric_value=round(value, 4),
         )
         for name, value in measured.items()
+        if math.isfinite(value)  # the Hub takes numbers alone
     ]
     return ModelCardData(
         base_model=base,

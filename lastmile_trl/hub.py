@@ -1,24 +1,21 @@
 """The push of a run to the Hub, with its card."""
 
 import json
-import re
 import shlex
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 from . import provenance
 from .card import model_card
-from .errors import InputError, RunError, first_line
+from .errors import InputError
 from .merge import merge as merge_into_base
 from .models import trusts_remote_code
+from .patience import patiently, reaching_hub
 from .recipe import IN_ONE_PROCESS
-from .screen import note
 
 # All that is ever pushed. Checkpoints, completions, outputs, the history and training_args.bin hold users' data,
 # optimizer states and settings of this machine.
@@ -29,16 +26,11 @@ PUBLISHED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model",
     "chat_template.jinja",
 )  # fmt: skip
-SILENCE = 60  # seconds without a sign of life from the Hub; its client would wait for ever
-WAITS = (2, 10, 30, 60)  # seconds between two attempts
-LONGEST = 300  # seconds that a Hub which asks for patience gets; it counts in windows of five minutes
-
-T = TypeVar("T")
 
 
 def check_access(repo: str) -> None:
     """Raise if a push to ``repo`` could not succeed: no valid token, or no right to write there."""
-    with _reaching_hub(f"The Hub could not be asked whether you may push to {repo}", "check the connection"):
+    with reaching_hub(f"The Hub could not be asked whether you may push to {repo}", "check the connection"):
         _owner_and_name(repo)
 
 
@@ -80,8 +72,8 @@ def push(
     if create_pr and revision:
         raise InputError(f"A pull request goes to the main branch: leave out --create-pr or --revision {revision}.")
     again = command(run, repo, private=private, merge=merge, revision=revision, create_pr=create_pr)
-    reaching = partial(_reaching_hub, f"{run} was not pushed to {repo}", f"push it again with `{again}`")
-    owner, name = _patiently(partial(_owner_and_name, repo, may_write=not create_pr), reaching)
+    reaching = partial(reaching_hub, f"{run} was not pushed to {repo}", f"push it again with `{again}`")
+    owner, name = patiently(partial(_owner_and_name, repo, may_write=not create_pr), reaching)
     upload = partial(_upload, repo=name, private=private, revision=revision, proposer=owner if create_pr else None)
     if not merge:
         return _upload_files(run, name, upload, reaching)
@@ -91,7 +83,7 @@ def push(
 
 
 def _upload_files(run: Path, repo: str, upload: Callable[..., str], reaching: Callable) -> str:
-    return _patiently(partial(upload, _files(run, repo), f"Push {run.resolve().name} with lastmile_trl"), reaching)
+    return patiently(partial(upload, _files(run, repo), f"Push {run.resolve().name} with lastmile_trl"), reaching)
 
 
 def _upload(
@@ -208,98 +200,3 @@ def _check_may_write(user: dict[str, Any], repo: str) -> None:
     owner = repo.split("/")[0]
     if owner not in writable:
         raise InputError(f"{user['name']} may not push to {owner!r}, only to {', '.join(writable)}.")
-
-
-# --- when the Hub does not answer, or not as it should -------------------------------------------------------------
-
-
-def _patiently(attempt: Callable[[], T], reaching: Callable) -> T:
-    """The result of an attempt, made again for some minutes while the reason that it failed may pass."""
-    for wait in (*WAITS, None):
-        try:
-            with reaching():
-                return attempt()
-        except RunError as error:
-            seconds = wait and _seconds_to_wait(error.__cause__, wait)
-            if not seconds:
-                raise
-            note(f"The Hub failed ({_said(error.__cause__)}); the push goes on in {seconds} seconds.")
-            time.sleep(seconds)
-
-
-def _seconds_to_wait(error: BaseException, least: int) -> int | None:
-    """How long to wait before the next attempt; None where that would fail too."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-
-    cause = _cause(error)
-    if not isinstance(cause, HfHubHTTPError):
-        passes = isinstance(cause, HTTPError | ConnectionError) and not isinstance(cause, OfflineModeIsEnabled)
-        return least if passes else None
-    if cause.response.status_code < 500 and cause.response.status_code not in (408, 429):
-        return None
-    return min(max(least, _seconds_asked_for(cause.response.headers)), LONGEST)
-
-
-def _seconds_asked_for(headers: Mapping[str, str]) -> int:
-    """For how long a Hub that has too much to do wants to be left alone, as it says.
-
-    >>> _seconds_asked_for({"retry-after": "20"}), _seconds_asked_for({"ratelimit": '"api";r=0;t=55'})
-    (20, 55)
-    """
-    said = re.search(r"^\d+$|\bt=(\d+)", headers.get("retry-after") or headers.get("ratelimit") or "")
-    return int(said[1] or said[0]) if said else 0
-
-
-@contextmanager
-def _reaching_hub(failure: str, remedy: str) -> Iterator[None]:
-    """Say in one sentence what any of the client's many errors means. Only calls to the Hub belong inside."""
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.errors import HTTPError
-    from huggingface_hub.utils import _http
-
-    own = _http._GLOBAL_CLIENT_FACTORY  # there is no public way to ask for it
-    set_client_factory(partial(_client, own))
-    try:
-        yield
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:  # the client raises all of these
-        raise RunError(f"{failure} ({_said(error)}); {remedy}.") from error
-    finally:
-        set_client_factory(own)
-
-
-def _client(own: Callable[[], Any]) -> Any:
-    """The Hub's client, with an end to every wait."""
-    client = own()
-    client.timeout = SILENCE
-    hooks = client.event_hooks
-    client.event_hooks = {**hooks, "response": [*hooks["response"], _raise_if_told_to_wait]}
-    return client
-
-
-def _raise_if_told_to_wait(response: Any) -> None:
-    """An error at once, where the client would wait for as long as it is told to."""
-    from huggingface_hub.utils import hf_raise_for_status
-
-    if response.status_code == 429 or "retry-after" in response.headers:
-        response.read()
-        hf_raise_for_status(response)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What the Hub answered or how it did not, or else the innermost error."""
-    from huggingface_hub.errors import HTTPError
-
-    while not isinstance(error, HTTPError) and error.__cause__:
-        error = error.__cause__
-    return error
-
-
-def _said(error: BaseException) -> str:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    cause = _cause(error)
-    if not isinstance(cause, HfHubHTTPError):
-        return first_line(cause)
-    response = cause.response
-    said = f": {cause.server_message}" if cause.server_message else ""
-    return f"the Hub answered {response.status_code} {response.reason_phrase}{said}".rstrip(".")

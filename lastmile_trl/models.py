@@ -4,10 +4,12 @@ import gc
 import json
 import os
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .patience import patiently, reaching_hub
 from .screen import note
 
 if TYPE_CHECKING:
@@ -41,21 +43,37 @@ def safely(model: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def check_safetensors(model: str, revision: str | None = None) -> None:
-    """Refuse weights in other formats, such as pickles, which may run code when they load."""
+    """Refuse weights in other formats, such as pickles, which may run code when they load; fetch those on the Hub."""
+    from huggingface_hub import is_offline_mode
+
+    here = Path(model).expanduser().is_dir()
+    find = find_file if here or is_offline_mode() else _fetch
     adapter = adapter_config(model, revision) is not None
     names = ["adapter_model.safetensors"] if adapter else ["model.safetensors.index.json", "model.safetensors"]
-    if not any(find_file(model, name, revision) for name in names) and not _is_offline_hub_id(model):
+    found = next((file for name in names if (file := find(model, name, revision))), None)
+    if found and found.name == "model.safetensors.index.json":
+        for shard in sorted(set(_json_of(found)["weight_map"].values())):
+            find(model, shard, revision)
+    if not found and (here or not is_offline_mode()):  # offline, the cache need not hold all that the Hub does
         raise InputError(
             f"{model!r} holds no {names[-1]}. Weights in other formats (.bin, .pt) may run code when they load, so "
             "they are refused: load them where that does no harm, and write them anew with `save_pretrained`."
         )
 
 
-def _is_offline_hub_id(model: str) -> bool:
-    """Whether only the cache is there to look into, which need not hold all that the Hub does."""
-    from huggingface_hub import is_offline_mode
+def _fetch(model: str, name: str, revision: str | None = None) -> Path | None:
+    """A large file of a hub repository, which is waited for while the Hub fails; None where it has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    return is_offline_mode() and not Path(model).expanduser().is_dir()
+    def attempt() -> Path | None:
+        try:
+            return Path(hf_hub_download(model, name, revision=revision))
+        except RemoteEntryNotFoundError:
+            return None
+
+    remedy = "what has arrived is kept, so run the same again when the Hub is well"
+    return patiently(attempt, partial(reaching_hub, f"{name} of {model} was not fetched", remedy))
 
 
 def config_of(section: dict[str, Any], run: Path, seed: int) -> "ModelConfig":

@@ -9,7 +9,18 @@ from lastmile_trl.card import model_card
 from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation.acceptance import markdown
 
-from .run_fixture import BASE, EVALUATION, RECIPE, REWARD, judged, metadata, write_adapter_config, write_run
+from .run_fixture import (
+    BASE,
+    EVALUATION,
+    RECIPE,
+    REWARD,
+    interval,
+    judged,
+    metadata,
+    result,
+    write_adapter_config,
+    write_run,
+)
 
 TOKEN = "hf_" + "Alice0" * 6
 
@@ -129,6 +140,15 @@ def test_card_shows_the_evaluation(tmp_path):
     # Only this run, greedy, without post-processing; a metric that scored no row is not reported.
     assert measured["metrics"] == [{"type": "rouge/rougeL", "name": "rouge/rougeL", "value": 0.5}]
     assert "0.625 [0.525, 0.725]" in card and "diary" not in card
+
+
+def test_card_has_only_numbers_in_its_metadata(tmp_path):
+    run = write_run(tmp_path / "run")
+    worthless = result("run", "greedy", False, float("nan"))
+    worthless["metrics"]["length"] = interval(0.25)
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"results": [worthless]}))
+    [measured] = metadata(model_card(run))["model-index"][0]["results"]
+    assert measured["metrics"] == [{"type": "length", "name": "length", "value": 0.25}]
 
 
 def test_card_of_a_comparison_takes_the_last_run(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lastmile_trl import hub
+from lastmile_trl import hub, models, patience
 from lastmile_trl.errors import InputError, RunError
 
 from .fakehub import FakeHub, Fault, User
@@ -42,15 +42,15 @@ ONCE = [500, 503, "reset", "lost", "silent"]
 FOR_EVER = [500, 429, "reset", "silent"]
 TOLD_TO_WAIT = [
     (429, {"Retry-After": "7"}, 7),
-    (503, {"Retry-After": "86400"}, hub.LONGEST),
+    (503, {"Retry-After": "86400"}, patience.LONGEST),
     (429, {"RateLimit": '"api";r=0;t=55'}, 55),
-    (429, {}, hub.WAITS[0]),
+    (429, {}, patience.WAITS[0]),
 ]
 
 
 def take_no_naps() -> None:
     time.sleep = NAPS.append
-    hub.SILENCE = 0.2
+    patience.SILENCE = 0.2
 
 
 def push(run: Path, repo: str, **options) -> tuple[str, list[float]]:
@@ -143,7 +143,7 @@ def test_what_fails_for_ever_ends(server, faults, run, step, what):
     assert str(failure.value).startswith(f"{run} was not pushed to {repo_of(run)} (")
     assert str(failure.value).endswith(f"); push it again with `lastmile push {run} {repo_of(run)}`.")
     slept = server.client(naps)
-    assert len(hub.WAITS) <= len(slept) and sum(slept) <= len(hub.WAITS) * hub.LONGEST
+    assert len(patience.WAITS) <= len(slept) and sum(slept) <= len(patience.WAITS) * patience.LONGEST
     faults.clear()
     server.client(push, run, repo_of(run), token=TOKEN)
     assert arrived(server, run)
@@ -181,6 +181,32 @@ def test_the_command_to_push_again_has_the_same_flags(server, faults, run, optio
     with pytest.raises(RunError) as failure:
         server.client(push, run, "x", token=TOKEN, **options)
     assert str(failure.value).endswith(f"push it again with `lastmile push {run} x{flags}`.")
+
+
+def fetch(repo: str) -> tuple[list[float], bytes]:
+    """For how long the client slept, and the weights that came."""
+    NAPS.clear()
+    models.check_safetensors(repo)
+    return list(NAPS), models.find_file(repo, "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("what", [500, 429, "reset", "lost", "silent"])
+def test_weights_are_waited_for(server, faults, run, what):
+    server.client(push, run, repo_of(run), token=TOKEN)
+    faults["GET", "/resolve/main/adapter_model"] = Fault(what, times=1, headers={"Retry-After": "7"})
+    slept, weights = server.client(fetch, repo_of(run), token=TOKEN)
+    assert slept and sum(slept) <= 7 and weights == (run / "adapter_model.safetensors").read_bytes()
+
+
+def test_weights_that_never_come(server, faults, run):
+    server.client(push, run, repo_of(run), token=TOKEN)
+    faults["GET", "/resolve/main/adapter_model"] = Fault(503)
+    with pytest.raises(RunError) as failure:
+        server.client(fetch, repo_of(run), token=TOKEN)
+    assert str(failure.value) == (
+        f"adapter_model.safetensors of {repo_of(run)} was not fetched (the Hub answered 503 Service Unavailable: "
+        "injected fault); what has arrived is kept, so run the same again when the Hub is well."
+    )
 
 
 def push_to_nobody(run: Path) -> None:
