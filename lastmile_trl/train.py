@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import checkpoints, models, preflight, rewards
 from . import data as data_module
-from .errors import InputError, RunError
+from .errors import InputError, RunError, first_line
 from .evaluation import postprocess
 from .files import write_whole
 from .models import Loaded
@@ -714,4 +714,4 @@ def _push(recipe: Recipe) -> None:
     except Exception as error:  # whatever it is, the run is finished
         again = command(recipe.run, hub.repo, **options)
         remedy = "" if again in str(error) else f" Push it with `{again}`."
-        note(f"Warning: {recipe.run} is finished, but its push failed. {error or type(error).__name__}{remedy}")
+        note(f"Warning: {recipe.run} is finished, but its push failed. {first_line(error)}.{remedy}")

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lastmile_trl import hub
+from lastmile_trl import hub, train
 from lastmile_trl.card import model_card
 from lastmile_trl.errors import InputError, RunError
+from lastmile_trl.recipe import Recipe
 
 from .fakehub import FakeHub, Fault, User
 from .run_fixture import (
@@ -358,3 +359,18 @@ def test_a_stage_that_trains_no_model_is_not_pushed(tmp_path, method, merge):
 def test_a_run_without_a_model_is_not_pushed(server, tmp_path):
     with pytest.raises(InputError, match="holds no model"):
         server.client(hub.push, write_run(tmp_path / "run"), "alice/x", token=TOKEN)
+
+
+@pytest.mark.parametrize("error", [RunError("No room."), KeyError("commitOid"), OSError()])
+def test_no_error_of_a_push_fails_a_finished_run(adapter_run, monkeypatch, capsys, error):
+    def fail(*given, **more):
+        raise error
+
+    monkeypatch.setattr(hub, "push", fail)
+    sections = {"method": "sft", "model": {"model_name_or_path": BASE}, "data": {"path": "x", "prompt": "x"}}
+    pushed = {"push": True, "repo": "me/x", "merge": True, "private": False}
+    recipe = Recipe(Path("r.yaml"), sections | {"training": {"output_dir": str(adapter_run)}, "hub": pushed})
+    train._push(recipe)
+    said = capsys.readouterr().err
+    assert said.startswith(f"Warning: {adapter_run} is finished, but its push failed. ") and ".." not in said
+    assert said.endswith(f" Push it with `lastmile push {adapter_run} me/x --merge --public`.\n")
