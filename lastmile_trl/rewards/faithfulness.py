@@ -61,11 +61,17 @@ class _Supported(ABC):
             if source is None and self.measure != "recall":
                 values.append(None)
                 continue
-            precision = None if source is None else _share(claims(text), support(source))
+            precision = None if source is None else _share(claims(text), self._of_source(source))
             recalls = (_share(claims(reference), support(text)) for reference in texts)
             recall = max((value for value in recalls if value is not None), default=None)
             values.append(self._value(precision, recall) if texts or self.measure == "precision" else None)
         return values
+
+    @classmethod
+    @functools.lru_cache(maxsize=4096)
+    def _of_source(cls, source: str) -> frozenset[str]:
+        """Return what a source supports, which run after run is held against."""
+        return cls._support(source)
 
     def _value(self, precision: float | None, recall: float | None) -> float | None:
         if self.measure != "f":
@@ -229,6 +235,7 @@ def _numbers(text: str) -> Iterator[tuple[int, int, str]]:
             yield places[found.start()], places[found.end() - 1] + 1, read(*found.groups("") or [found[0]])
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _figure(number: str) -> str:
     """Return the one way to write a number that has several.
 
@@ -442,7 +449,7 @@ def unsupported(texts: Sequence[str], source: str, known: Container[str] = ()) -
     >>> [text[start:end] for start, end in found]
     ['12', 'Bob', 'Eve']
     """
-    names, numbers = Entities._support(source), Numbers._support(source)
+    names, numbers = Entities._of_source(source), Numbers._of_source(source)
     return [sorted(_without_support(text, names, numbers, known)) for text in texts]
 
 

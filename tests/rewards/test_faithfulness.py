@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lastmile_trl.errors import InputError
+from lastmile_trl.rewards import faithfulness
 from lastmile_trl.rewards.faithfulness import (
     Copying,
     Entities,
@@ -130,6 +131,17 @@ def test_numbers(completion, numbers):
     for number in numbers:
         rest = " ; ".join(numbers - {number})
         assert one(reward, completion, rest) == pytest.approx(1 - 1 / len(numbers))
+
+
+def test_a_source_is_read_once_for_all_runs(monkeypatch):
+    read, numbers_of = [], faithfulness._numbers
+    monkeypatch.setattr(faithfulness, "_numbers", lambda text: read.append(text) or numbers_of(text))
+    sources = [f"{number} of 1,000 rows, of which this is the source" for number in range(1000)]
+    for said in (5, 7, 9):
+        found = Numbers("precision")([f"It is {said}."] * 1000, prompts=sources)
+        assert found == [float(number == said) for number in range(1000)]
+    assert unsupported(["5, 1000"], sources[7]) == [[(0, 1)]]
+    assert sum(text in sources for text in read) == len(sources)
 
 
 def test_measures_of_numbers():
