@@ -100,6 +100,7 @@ TABLE: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("two documents", {"change": "method: grpo\n---\nmethod: sft\n"}, "recipe.yaml, line 2 is not valid YAML: ..."),
         ("a Python object", {"change": "method: !!python/object/apply:os.system ['touch planted']\n"}, "recipe.yaml, line 1 is not valid YAML: could not determine a constructor for the tag ..."),
         ("anchors within anchors, which would fill the memory", {"change": _many_anchors()}, "recipe.yaml, line 4: more than 20 aliases such as *a0: write some out."),
+        ("a text that is called a number", {"change": "method: grpo\ntraining: {seed: !!float often}\n"}, "recipe.yaml is not valid YAML: could not convert string to float: 'often'."),
         ("an anchor within itself", {"change": "method: grpo\ndata: &all {path: [*all]}\n"}, "recipe.yaml, line 2 is not valid YAML: YAML recursive aliases are not supported."),
         ("brackets in brackets in brackets", {"change": "method: " + "[" * 5000 + "]" * 5000}, "recipe.yaml is nested too deeply: a section holds `key: value` lines."),
         ("a binary file", {"files": {"recipe.yaml": b"\x80\x02}q\x00.\xff\xfe"}}, "recipe.yaml is no text in UTF-8: save it as that, or name another file."),

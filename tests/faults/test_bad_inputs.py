@@ -130,6 +130,17 @@ def test_bad_input_is_refused_with_a_sentence(case, place, machine, capfd):
     assert [like(case.says, line) for line in lines] == [True], (case.says, told)
 
 
+def test_each_problem_is_a_line_and_all_are_said_at_once(place, capfd):
+    place(Case("", "", change={"rewards": ["roge"], "training": {"output_dir": "rows.jsonl"}, "hub": {"merge": True}}))
+    with pytest.raises(SystemExit) as left:
+        cli.main(["run", "recipe.yaml"])
+    first, second, third = capfd.readouterr().err.splitlines()
+    assert left.value.code == 2
+    assert first.startswith("Error: recipe.yaml: training.output_dir rows.jsonl cannot be a folder")
+    assert second.startswith("Error: recipe.yaml: Reward 'roge' does not exist")
+    assert third.startswith("Error: recipe.yaml: hub.merge is true")
+
+
 def like(says: str, line: str) -> bool:
     """Whether a sentence is what the table says; of a problem that a check finds, it leaves the recipe's name out."""
     pattern = re.escape(says.removeprefix("recipe.yaml: ")).replace(re.escape("..."), ".*")
