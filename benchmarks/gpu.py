@@ -104,15 +104,8 @@ def random_model(name: str, device: str) -> Any:
     return model
 
 
-def trainer_of(method: str, model: Any, work: Work, folder: str) -> Any:
-    import trl
-    from datasets import Dataset
-
-    from lastmile_trl.trainers.ppo import PPOConfig, PPOTrainer
-
-    words = model.config.vocab_size - SPARE_IDS
-    on_cpu = model.device.type == "cpu"
-    settings = {
+def settings_of(work: Work, folder: str, on_cpu: bool) -> dict[str, Any]:
+    return {
         "output_dir": folder,
         "max_steps": work.rollouts * EPOCHS,
         "num_iterations": EPOCHS,
@@ -129,6 +122,39 @@ def trainer_of(method: str, model: Any, work: Work, folder: str) -> Any:
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+def estimate_of(model_name: str, method: str, work: Work, device: str) -> float:
+    """What `lastmile check` says that the work takes, in GB of 1e9 bytes as torch counts them: without CUDA itself."""
+    from lastmile_trl import memory
+    from lastmile_trl.recipe import Recipe
+
+    on_cpu, group = device == "cpu", {} if method == "PPO" else {"num_generations": GROUP}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps({"model_type": "llama", **MODELS[model_name]}))
+        quantised = {"load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "float32" if on_cpu else "bfloat16"}
+        targets = sorted(lora("LoRA").target_modules)
+        values = {
+            "method": method.lower(),
+            "model": {"model_name_or_path": folder, "use_peft": True, "lora_r": 16, "lora_target_modules": targets}
+            | quantised,
+            "data": {"path": "rows.jsonl", "prompt": "{prompt}", "max_prompt_tokens": work.prompt},
+            "rewards": ["length"],
+            "training": settings_of(work, folder, on_cpu) | group,
+        }
+        found = memory.moments(memory.work_of(Recipe(Path("gpu.yaml"), values), cpu=on_cpu))
+    most = max((each for each in found if each.moment != "evaluating"), key=lambda each: each.total)
+    return (most.total - dict(most.parts)["libraries"]) / 1e9
+
+
+def trainer_of(method: str, model: Any, work: Work, folder: str) -> Any:
+    import trl
+    from datasets import Dataset
+
+    from lastmile_trl.trainers.ppo import PPOConfig, PPOTrainer
+
+    words = model.config.vocab_size - SPARE_IDS
+    settings = settings_of(work, folder, on_cpu=model.device.type == "cpu")
     if method == "PPO":
         trainer_class, config = PPOTrainer, PPOConfig(**settings)
     else:
@@ -221,14 +247,15 @@ def fit_of(rows: list[dict]) -> dict | None:
 def markdown(results: dict) -> str:
     """The figures as a table."""
     lines = [
-        "| model | method | peak GB allocated | reserved | generated tokens/s | updated tokens/s |",
-        "|---|---|--:|--:|--:|--:|",
+        "| model | method | peak GB estimated | allocated | reserved | generated tokens/s | updated tokens/s |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
     for row in results["rows"]:
         if "error" in row:
-            cells = [row["error"], "", "", ""]
+            cells = [f"{row['estimated_gb']:.1f}", row["error"], "", "", ""]
         else:
-            memory = [f"{row[name]:.1f}" if name in row else "" for name in ("allocated_gb", "reserved_gb")]
+            sizes = ("estimated_gb", "allocated_gb", "reserved_gb")
+            memory = [f"{row[name]:.1f}" if name in row else "" for name in sizes]
             speed = [f"{row[name]:,.0f}" for name in ("generated_tokens_per_second", "updated_tokens_per_second")]
             cells = memory + speed
         lines.append(f"| {' | '.join([row['model'], row['method'], *cells])} |")
@@ -260,7 +287,8 @@ def main() -> None:
     rows = []
     for model_name in models:
         for method in options.methods:
-            rows.append(measured(model_name, method, work, options.device))
+            estimate = {"estimated_gb": round(estimate_of(model_name, method, work, options.device), 2)}
+            rows.append(measured(model_name, method, work, options.device) | estimate)
             say(json.dumps(rows[-1]))
     about = environment(["lastmile-trl", "trl", "bitsandbytes", *SAME_PACKAGES])
     results = {**about, "device": options.device, "work": asdict(work), "rows": rows, "fit": fit_of(rows)}

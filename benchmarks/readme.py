@@ -1,12 +1,14 @@
-"""Write the README of the benchmarks from their newest results: `python benchmarks/readme.py`."""
+"""Write the README of the benchmarks, and a table of docs/memory.md, from the newest results."""
 
 import json
 from pathlib import Path
 
 import gpu
+import memory
 import trainers
 
 FOLDER = Path(__file__).parent
+MEMORY = FOLDER.parent / "docs" / "memory.md"
 TEXT = """\
 # Benchmarks
 
@@ -25,10 +27,16 @@ penalty and optimiser steps. A ratio is the median of those of the rounds. `--qu
 ## GPU: memory and speed of 4-bit LoRA
 
 `python benchmarks/gpu.py` measures RLOO, GRPO and PPO on one GPU with models of the sizes of Llama 3.2 1B and Llama 3.1
-8B: peak memory, generated tokens per second, and tokens per second of the update. It needs no download, and checks that
-PPO of the 8B model fits 24 GB. `--tiny --device cpu` tries the script without a GPU.
+8B: peak memory beside what `lastmile check` says of it, generated tokens per second, and tokens per second of the
+update. It needs no download, and checks that PPO of the 8B model fits 24 GB. `--tiny --device cpu` tries the script
+without a GPU.
 
 {gpu}
+
+## Memory: what is said before, and what is taken
+
+`python benchmarks/memory.py` holds the estimates of `lastmile check` against the memory that training takes on a CPU.
+The table stands in [docs/memory.md](../docs/memory.md).
 
 ## Rewards: how fast ROUGE is
 
@@ -125,6 +133,15 @@ def startup_section() -> str:
     return f"{file.stem.removeprefix('startup-')}:\n\n```\n{file.read_text().rstrip()}\n```"
 
 
+def memory_page() -> str:
+    """The text of docs/memory.md, with the newest table between its markers."""
+    text, results = MEMORY.read_text(encoding="utf-8"), json.loads(newest("memory-*.json").read_text())
+    before, _, rest = text.partition("<!-- measured -->")
+    _, end, after = rest.partition("<!-- end -->")
+    table = f"\n{memory.markdown(results)}\n\n{provenance(results)}\n"
+    return f"{before}<!-- measured -->{table}{end}{after}"
+
+
 def render() -> str:
     """The text of benchmarks/README.md."""
     return TEXT.format(
@@ -138,3 +155,4 @@ def render() -> str:
 
 if __name__ == "__main__":
     (FOLDER / "README.md").write_text(render(), encoding="utf-8")
+    MEMORY.write_text(memory_page(), encoding="utf-8")

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ from .files import file_in_the_way
 from .screen import note
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from .launch import Launch
     from .recipe import Recipe
 
 EXAMPLES = """examples:
@@ -281,10 +284,12 @@ def _check(words: argparse.Namespace) -> int:
 
     launch = Launch.choose(words.accelerate, words.num_processes)
     recipes = collect(*_split([*words.recipe, *words.overrides]))
-    problems, upcoming = 0, set()
+    problems, upcoming, sound = 0, {}, []
     for recipe in recipes:
         findings = check(recipe, launch.processes, upcoming, distributed=launch.distributed)
-        upcoming.add(recipe.run)
+        if not findings.problems:
+            sound.append((recipe, dict(upcoming)))
+        upcoming[recipe.run] = recipe
         _print(f"{recipe.source}: {'to mend' if findings.problems else 'nothing to mend'}")
         for number, problem in enumerate(findings.problems, 1):
             _print(f"  {number}. {problem}")
@@ -293,7 +298,37 @@ def _check(words: argparse.Namespace) -> int:
         for text in findings.notes:
             _print(f"  - {text}")
         problems += len(findings.problems)
+    with _apart() as apart:  # after all that is found in no time
+        for recipe, earlier in sound:
+            text, warning = _memory(recipe, launch, earlier, apart)
+            if text:
+                _print(f"{recipe.source}: memory\n  - {text}")
+            if warning:
+                _print(f"  ! {warning}")
     return 2 if problems else 0
+
+
+def _memory(
+    recipe: "Recipe", launch: "Launch", upcoming: "dict[Path, Recipe]", apart: "Executor"
+) -> tuple[str | None, str | None]:
+    """A note on the memory a stage takes, and a warning; computed apart, as this process stays while stages run."""
+    from .memory import can_be_told, told
+
+    if launch.sharded or not can_be_told(recipe, upcoming):
+        return None, None
+    asked = told, recipe, launch.processes, launch.cpu, upcoming
+    try:
+        return told(*asked[1:]) if "torch" in sys.modules else apart.submit(*asked).result()
+    except Exception as error:  # a model that cannot be tried without contents can be trained all the same
+        return f"What memory it takes cannot be told ({type(error).__name__}: {error}).", None
+
+
+def _apart() -> "Executor":
+    """A process of its own, which starts once it is given something to do."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    return ProcessPoolExecutor(1, get_context("spawn"))
 
 
 def _run(words: argparse.Namespace) -> int:
@@ -311,25 +346,29 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
     launch = Launch.choose(words.accelerate, words.num_processes)
     if not words.dry_run:
         launch.check_devices()
-    upcoming: set[Path] = set()
-    for recipe in recipes:
-        own = launch.alone() if recipe.method in IN_ONE_PROCESS else launch
-        if words.dry_run:
-            _print(f"# {recipe.source}\n{recipe.yaml()}# {own.shell(recipe)}\n")
-        elif not _skips(recipe, words, upcoming):
-            findings = check(recipe, own.processes, upcoming, words.force, own.distributed)
-            for text in findings.problems:
-                note(f"Error: {recipe.source}: {text}")
-            if findings.problems:
-                return 2
-            for text in findings.warnings:
-                note(f"Warning: {recipe.source}: {text}")
-            upcoming.add(recipe.run)
+    upcoming: dict[Path, Recipe] = {}
+    with _apart() as apart:
+        for recipe in recipes:
+            own = launch.alone() if recipe.method in IN_ONE_PROCESS else launch
+            if words.dry_run:
+                _print(f"# {recipe.source}\n{recipe.yaml()}# {own.shell(recipe)}\n")
+            elif not _skips(recipe, words, upcoming):
+                findings = check(recipe, own.processes, upcoming, words.force, own.distributed)
+                for text in findings.problems:
+                    note(f"Error: {recipe.source}: {text}")
+                if findings.problems:
+                    return 2
+                text, warning = _memory(recipe, own, upcoming, apart)
+                if text:
+                    note(f"{recipe.source}: {text}")
+                for line in [*findings.warnings, *([warning] if warning else [])]:
+                    note(f"Warning: {recipe.source}: {line}")
+                upcoming[recipe.run] = recipe
     if words.dry_run:
         return 0
     for number, recipe in enumerate(recipes, 1):
         title = f"stage {number} of {len(recipes)}: {recipe.method} -> {recipe.run}"
-        if _skips(recipe, words, set()):
+        if _skips(recipe, words, ()):
             note(f"{title}: finished already, skipped (--force runs it again)")
             _show(recipe.run)
             continue
@@ -349,10 +388,10 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
     return 0
 
 
-def _skips(recipe: "Recipe", words: argparse.Namespace, upcoming: set[Path]) -> bool:
+def _skips(recipe: "Recipe", words: argparse.Namespace, upcoming: Collection[Path]) -> bool:
     from .run_folder import is_done
 
-    return not words.force and is_done(recipe) and not upcoming & {Path(need) for need in recipe.needs}
+    return not words.force and is_done(recipe) and not {*upcoming} & {Path(need) for need in recipe.needs}
 
 
 def _only_evaluates(recipe: "Recipe", words: argparse.Namespace) -> bool:

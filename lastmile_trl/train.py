@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import checkpoints, models, preflight, rewards
+from . import checkpoints, memory, models, preflight, rewards
 from . import data as data_module
 from .errors import InputError, RunError, first_line
 from .evaluation import postprocess
@@ -82,12 +82,13 @@ def run(recipe: Recipe, force: bool = False) -> None:
         (recipe.run / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
         write_environment(recipe, state)
     state.wait_for_everyone()
-    if recipe.method == "evaluate":
-        compare(recipe)
-    elif recipe.method == "pairs":
-        make_pairs(recipe)
-    else:
-        _train(recipe)
+    with memory.explained(recipe, cpu=on_cpu()):
+        if recipe.method == "evaluate":
+            compare(recipe)
+        elif recipe.method == "pairs":
+            make_pairs(recipe)
+        else:
+            _train(recipe)
     if state.is_main_process:
         if recipe.method not in IN_ONE_PROCESS:
             _write_card(recipe.run)

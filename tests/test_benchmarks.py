@@ -29,6 +29,10 @@ def test_the_readme_shows_the_stored_figures(benchmark):
     assert (FOLDER / "README.md").read_text(encoding="utf-8") == benchmark("readme").render()
 
 
+def test_the_page_on_memory_shows_the_stored_figures(benchmark):
+    assert (FOLDER.parent / "docs" / "memory.md").read_text(encoding="utf-8") == benchmark("readme").memory_page()
+
+
 def test_a_ratio_is_the_median_of_those_of_the_rounds(benchmark):
     trainers = benchmark("trainers")
     ppo, rloo = trainers.Case("PPO", "full", 4), trainers.Case("RLOO", "full", 4)
@@ -66,6 +70,14 @@ def test_a_trainer_is_measured(benchmark, tmp_path, method, tuning):
     trainers.save_model(str(tmp_path), trainers.QUICK)
     measured = trainers.measure(trainers.Case(method, tuning, 4), trainers.QUICK, str(tmp_path))
     assert measured["seconds"] > 0
+
+
+def test_an_estimate_stands_beside_what_a_gpu_took(benchmark):
+    gpu = benchmark("gpu")
+    large = gpu.estimate_of("8B", "PPO", gpu.Work(), "cuda")
+    assert 6.5 < large < gpu.FITS[2]  # 7 billion weights in 4 bits, and 1 billion in embeddings and head in 16
+    row = {"model": "8B", "method": "PPO", "error": "out of memory", "estimated_gb": large}
+    assert f"| 8B | PPO | {large:.1f} | out of memory |" in gpu.markdown({"rows": [row], "fit": None})
 
 
 def test_a_model_in_4_bits_is_what_transformers_would_load(benchmark, tmp_path):
@@ -116,4 +128,7 @@ def test_the_gpu_script_runs_on_a_cpu(tmp_path):
     run(str(FOLDER / "gpu.py"), "--tiny", "--device", "cpu", "--json", str(file))
     results = json.loads(file.read_text())
     assert [row["method"] for row in results["rows"]] == ["RLOO", "GRPO", "PPO"]
-    assert all(row["updated_tokens_per_second"] > 0 for row in results["rows"]) and results["fit"] is None
+    assert (
+        all(row["estimated_gb"] > 0 and row["updated_tokens_per_second"] > 0 for row in results["rows"])
+        and results["fit"] is None
+    )

@@ -352,7 +352,9 @@ def test_help_is_quick_and_so_is_check(folder):
 
     # The best of some, as other work on the machine only ever adds; medians: benchmarks/startup.py.
     assert min(seconds("--help") for _ in range(5)) < 0.3
-    assert min(seconds("check", "task/sft.yaml") for _ in range(4)) < 3
+    # What is found of memory comes last, and waits for torch.
+    unknown = "model.model_name_or_path=synthetic:tiny"
+    assert min(seconds("check", "task/sft.yaml", unknown) for _ in range(4)) < 3
 
 
 def test_a_run_is_pushed_when_its_recipe_says_so_and_not_lost_when_the_push_fails(folder):
