@@ -108,7 +108,10 @@ def compare(
 
 
 def answer(result: Mapping[str, Any]) -> str:
-    """Whether the last run beats the baseline on the primary metric, raw and post-processed, and at what cost."""
+    """Whether the last run beats the baseline on the primary metric, raw and post-processed, and at what cost.
+
+    Where its recipe was run with several seeds, that is said of the recipe.
+    """
     primary, baseline = primary_metric(result), result["baseline"]
     if _better(primary) is None:
         return "No metric was given, so nothing says which run is better."
@@ -118,16 +121,19 @@ def answer(result: Mapping[str, Any]) -> str:
         said = with_interval(score) if score else "nothing that could be scored"
         where = _where(entry, score, result)
         return f"{entry['run']} has {said} on {primary} {where}; there is no other run to compare it with."
-    difference = _known(primary_difference(entry, result))
+    entry = _over_all_seeds(entry, result) or entry
+    run, difference = _over(entry["run"], entry.get("seeds", [])), _known(primary_difference(entry, result))
     if difference is None:
-        return f"{entry['run']} and {baseline} cannot be compared on {primary}: too few rows were scored for both."
-    sentence = f"{_verdict(entry['run'], baseline, primary, difference)} {_where(entry, difference, result)}"
+        return f"{run} and {baseline} cannot be compared on {primary}: too few rows were scored for both."
+    sentence = f"{_verdict(run, _held_against(entry, False, result), primary, difference)} "
+    sentence += _where(entry, difference, result)
     processed = _known((entry["difference_to_postprocessed"] or {}).get(primary))
     if processed is not None:
         finding = "the difference is" if processed.shown else "no difference is shown:"
         p = _corrected_p(processed, " (", ")")
-        sentence += f"; against post-processed {baseline} {finding} {with_interval(processed)}{p}"
-    return f"{sentence}.{_cost(entry, result)}{_over_all_seeds(entry, result)}"
+        against = _held_against(entry, True, result)
+        sentence += f"; against post-processed {against} {finding} {with_interval(processed)}{p}"
+    return f"{sentence}.{_cost(entry, result)}"
 
 
 def by_decoding(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -212,8 +218,8 @@ def how_tested(result: Mapping[str, Any]) -> str:
             "intervals, uncorrected: evaluate again to have it."
         )
     seeds = (
-        " Over seeds, intervals and p allow for other seeds as well as other rows, and the baseline is that over its "
-        "seeds where it has several."
+        " Over seeds, intervals and p are those of Student's t, which allow for other seeds as well as other rows, and "
+        "the baseline is that over its seeds where it has several."
     )
     return (
         "p is that of a randomisation test, corrected (Holm) for all differences of its kind at a decoding; a "
@@ -249,13 +255,15 @@ def with_interval(estimate: Interval) -> str:
 
     >>> with_interval(Interval(0.0312, -0.0001, 0.0384, rows=300))
     '0.031 [0.000, 0.038]'
+    >>> with_interval(Interval(-0.02, -0.03, -0.01, rows=300))
+    '−0.020 [−0.030, −0.010]'
     """
     return f"{number(estimate.mean)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def number(value: float) -> str:
-    """Three decimals, and no minus before 0."""
-    return f"{round(value, 3) + 0.0:.3f}"
+    """Three decimals, a true minus sign as on the page, and none before 0."""
+    return f"{round(value, 3) + 0.0:.3f}".replace("-", "−")
 
 
 def _check(outputs: Mapping, rows: Sequence, named: Iterable[str]) -> None:
@@ -470,17 +478,26 @@ def _cost(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return f" But {name}, which was not rewarded, got worse by {with_interval(size)}{as_well}."
 
 
-def _over_all_seeds(entry: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """The same of the run's recipe, where it was run with several seeds."""
+def _over_all_seeds(entry: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The same of the run's recipe, where it was run with several seeds and has a difference over them."""
     recipes = [of for of in result.get("over_seeds", []) if entry["run"] in of["seeds"]]
-    recipe = next((of for of in recipes if of["decoding"] == entry["decoding"]), None)
-    difference = recipe and _known(primary_difference(recipe, result))
-    if not difference:
-        return ""
+    at = [of for of in recipes if of["decoding"] == entry["decoding"]]
+    return next((of for of in at if primary_difference(of, result)), None)
+
+
+def _held_against(entry: Mapping[str, Any], processed: bool, result: Mapping[str, Any]) -> str:
+    """What differences are taken to: the baseline, or of a recipe over its seeds all seeds of the baseline's."""
     baseline = result["baseline"]
-    baseline = next((of["run"] for of in result["over_seeds"] if baseline in of["seeds"]), baseline)
-    verdict = _verdict(recipe["run"], baseline, primary_metric(result), difference)
-    return f" Over {len(recipe['seeds'])} seeds: {verdict}{_corrected_p(difference, ' (', ')')}."
+    recipe = next((of for of in result.get("over_seeds", []) if baseline in of["seeds"]), None)
+    if recipe is None or "seeds" not in entry:
+        return baseline
+    alike = [of for of in result["results"] if (of["decoding"], of["postprocessed"]) == (entry["decoding"], processed)]
+    runs = [of["run"] for of in alike if of["run"] in recipe["seeds"]]
+    return _over(recipe["run"], runs) if len(runs) > 1 else runs[0]
+
+
+def _over(run: str, seeds: Sequence[str]) -> str:
+    return f"{run} over {len(seeds)} seeds" if seeds else run
 
 
 def _where(entry: Mapping[str, Any], estimate: Difference | None, result: Mapping[str, Any]) -> str:

@@ -299,7 +299,7 @@ UP, LEVEL, DOWN = estimate(0.0312, 0.0241, 0.0384), estimate(0.003, -0.0004, 0.0
             UP,
             DOWN,
             "grpo beats sft on rouge by 0.031 [0.024, 0.038] (greedy, 300 held-out rows); "
-            "against post-processed sft the difference is -0.020 [-0.030, -0.010].",
+            "against post-processed sft the difference is −0.020 [−0.030, −0.010].",
         ),
         (
             UP,
@@ -548,14 +548,42 @@ def test_what_is_missing_over_seeds_says_why():
 def test_a_recipe_over_its_seeds_is_in_all_that_is_said():
     given, seeds = three_seeds()
     result = compare(given, rows(4), [numbers("m")], rewarded=set(), seeds=seeds)
-    assert "| grpo, 3 seeds | greedy | 0.200 [-0.048, 0.448], no difference shown, p = 0.371 |" in markdown(result)
-    assert "Over seeds, intervals and p allow for other seeds as well as other rows" in markdown(result)
-    assert re.search(r"^grpo, 3 seeds +0.200 \[-0.048, 0.448\]", printed(result), re.MULTILINE)
-    assert answer(result).endswith(
-        " Over 3 seeds: No difference is shown between grpo and sft on m: 0.200 [-0.048, 0.448] (corrected p = 0.371)."
-    )
+    assert "| grpo, 3 seeds | greedy | 0.200 [−0.048, 0.448], no difference shown, p = 0.371 |" in markdown(result)
+    assert "Over seeds, intervals and p are those of Student's t, which allow for other seeds" in markdown(result)
+    assert re.search(r"^grpo, 3 seeds +0.200 \[−0.048, 0.448\]", printed(result), re.MULTILINE)
     with pytest.raises(InputError, match="no run named 'ppo-0' to compare"):
         compare(given, rows(4), [numbers("m")], rewarded=set(), seeds={"ppo": ["ppo-0", "ppo-1"]})
+
+
+def test_the_answer_is_about_the_recipe_where_it_has_several_seeds():
+    given, seeds = three_seeds()
+    compared = {"rewarded": set(), "seeds": seeds}
+    alone = compare(given, rows(4), [numbers("m")], **compared)
+    said = (
+        "No difference is shown between grpo over 3 seeds and sft over 3 seeds on m: 0.200 [−0.048, 0.448] (greedy, 4 "
+        "held-out rows, corrected p = 0.371)"
+    )
+    assert answer(alone) == f"{said}."
+    one = compare(given, rows(4), [numbers("m")], postprocessed=["sft-0"], **compared)
+    assert answer(one).startswith(f"{said}; against post-processed sft-0 no difference is shown: 0.300 [")
+    every = compare(given, rows(4), [numbers("m")], postprocessed=seeds["sft"], **compared)
+    assert answer(every).startswith(f"{said}; against post-processed sft over 3 seeds no difference is shown: 0.200 [")
+
+
+def test_what_got_worse_is_of_the_recipe_too():
+    given, seeds = three_seeds()
+    given |= {name: many([10] * 4, tail=" So on so on so on so.") for name in seeds["grpo"]}
+    result = compare(given, rows(4), [numbers("m")], rewarded=set(), seeds=seeds)
+    repeats = next(of for of in result["over_seeds"] if of["run"] == "grpo")["difference"]["repeated_3grams"]
+    assert repeats["mean"] == pytest.approx(1 / 6)  # on so on
+    assert answer(result).startswith("grpo over 3 seeds beats sft over 3 seeds on m by 8.400 [")
+    assert "But repeated_3grams, which was not rewarded, got worse by 0." in answer(result)
+
+
+def test_without_a_difference_over_seeds_the_answer_is_about_the_run():
+    given, seeds = three_seeds()
+    one_recipe = compare(given, rows(4), [numbers("m")], rewarded=set(), seeds={"run": list(given)})
+    assert answer(one_recipe).startswith("No difference is shown between grpo-2 and sft-0 on m: 0.500 [0.500, 0.500]")
 
 
 def test_the_page_names_all_there_is():
@@ -614,7 +642,7 @@ def test_a_table_that_is_too_wide_goes_on_below_with_its_numbers_whole(width, pa
     text = printed(result, width=width).partition("Means over")[0].replace("3grams", "")
     assert max(map(len, text.splitlines())) <= width and "…" not in text
     assert {re.fullmatch(r"\d+\.\d{3}", number) is None for number in re.findall(r"[\d.]+", text)} == {False}
-    means = re.findall(r"(?<![±\[\d.-])-?\d+\.\d{3}(?![\]\d])", "\n".join(re.findall("^grpo .*", text, re.MULTILINE)))
+    means = re.findall(r"(?<![±\[\d.−])−?\d+\.\d{3}(?![\]\d])", "\n".join(re.findall("^grpo .*", text, re.MULTILINE)))
     assert len(means) == 2 * (1 + 12 + 4), "a difference, 12 metrics and 4 counts of each decoding"
     assert text.count("─\n") == len(re.findall(r"^greedy *$", text, re.MULTILINE)) == parts
 

@@ -206,7 +206,7 @@ def test_a_recipe_over_its_seeds_has_a_row_of_its_own(tmp_path):
     assert [swatch["class"] for swatch in page.find("span") if "swatch" in swatch.get("class", "")] == [
         f"swatch run-{slot}" for slot in (0, 1, 0, 1)
     ]
-    assert "Over seeds, intervals and p allow for other seeds as well as other rows" in page.html
+    assert "Over seeds, intervals and p are those of Student&#39;s t, which allow for other seeds" in page.html
 
 
 @pytest.mark.parametrize("missing", ["absent", "null"])
