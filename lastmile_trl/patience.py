@@ -19,16 +19,23 @@ T = TypeVar("T")
 
 def patiently(attempt: Callable[[], T], reaching: Callable[[], AbstractContextManager]) -> T:
     """The result of an attempt, made again for some minutes while the reason that it failed may pass."""
-    for wait in (*WAITS, None):
-        try:
-            with reaching():
-                return attempt()
-        except RunError as error:
-            seconds = wait and _seconds_to_wait(error.__cause__, wait)
-            if not seconds:
-                raise
-            note(f"The Hub failed ({_said(error.__cause__)}); it is tried again in {seconds} seconds.")
-            time.sleep(seconds)
+    from huggingface_hub import constants
+
+    own = constants.HF_HUB_DISABLE_XET
+    try:
+        for wait in (*WAITS, None):
+            try:
+                with reaching():
+                    return attempt()
+            except RunError as error:
+                seconds = wait and _seconds_to_wait(error.__cause__, wait)
+                if not seconds:
+                    raise
+                note(f"The Hub failed ({_said(error.__cause__)}); it is tried again in {seconds} seconds.")
+                time.sleep(seconds)
+                constants.HF_HUB_DISABLE_XET = True  # the older way of transfer needs no other servers than the Hub
+    finally:
+        constants.HF_HUB_DISABLE_XET = own
 
 
 def _seconds_to_wait(error: BaseException, least: int) -> int | None:

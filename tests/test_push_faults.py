@@ -209,6 +209,25 @@ def test_weights_that_never_come(server, faults, run):
     )
 
 
+def push_with_xet(run: Path, repo: str) -> tuple[list[float], bool]:
+    """Push by the way of transfer that the client takes by itself; whether that is left on."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_XET = False
+    try:
+        return push(run, repo)[1], not constants.HF_HUB_DISABLE_XET
+    finally:
+        constants.HF_HUB_DISABLE_XET = True
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_where_one_way_of_transfer_is_shut_the_other_is_taken(server, faults, run, status):
+    pytest.importorskip("hf_xet")
+    faults["GET", "/xet-write-token/"] = Fault(status)
+    assert server.client(push_with_xet, run, repo_of(run), token=TOKEN) == ([2], True)
+    assert arrived(server, run)
+
+
 def push_to_nobody(run: Path) -> None:
     """Push while no server listens where the Hub should be."""
     from huggingface_hub import constants
