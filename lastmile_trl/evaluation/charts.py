@@ -47,6 +47,7 @@ UNINTERESTING = (
 BINS = 20  # or a few more or less, so that they end at round numbers
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 150, 46, 8, 8, 20
+CHARACTER, BESIDE = 6.4, 8  # of a label: a digit or a sign at most, and what lies beside it
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -83,9 +84,15 @@ def finite(value: object) -> float | None:
 # --- panels -----------------------------------------------------------------------------------------------------------
 
 
-def frame(first: float, last: float, low: float, high: float) -> tuple[dict, Callable, Callable]:
-    """A panel, and what turns values into places in it; what does not vary lies in the middle."""
-    left, right, top, bottom = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
+def frame(
+    first: float, last: float, low: float, high: float, labels: Iterable[str] = ()
+) -> tuple[dict, Callable, Callable]:
+    """A panel, and what turns values into places in it; what does not vary lies in the middle.
+
+    It has room at its left for the `labels`.
+    """
+    left = max([LEFT, *(math.ceil(BESIDE + CHARACTER * len(text)) for text in labels)])
+    right, top, bottom = WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
 
     def x(value: float) -> float:
         return round(left + (right - left) * ((value - first) / (last - first) if last > first else 0.5), 1)
@@ -154,7 +161,8 @@ def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[s
     values = [value for points in thinned.values() for _, value in points]
     low, high = min(values), max(values)
     decimals = max(0, 1 - math.floor(math.log10(high - low))) if high > low else decimals_for(abs(high))
-    size, x, y = frame(min(steps), max(steps), low, high)
+    lowest, highest = number(low, decimals), number(high, decimals)
+    size, x, y = frame(min(steps), max(steps), low, high, (lowest, highest))
     lines = [
         {
             "run": run,
@@ -167,8 +175,8 @@ def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[s
     ]
     return size | {
         "name": key,
-        "low": number(low, decimals),
-        "high": number(high, decimals),
+        "low": lowest,
+        "high": highest,
         "first": f"{min(steps):.0f}",
         "last": f"{max(steps):.0f}",
         "zero": y(0.0) if low < 0 < high else None,

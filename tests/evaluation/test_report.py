@@ -753,6 +753,16 @@ def test_browser_page_never_scrolls_sideways(page, width):
     assert scroll > client or width > 1000, "a wide table scrolls inside its own box"
 
 
+def test_browser_shows_labels_of_axes_whole(page, tmp_path):
+    logged = {"kl": (-0.0009, 0.0004), "loss": (-12345.6, -12345.5), "reward": (-0.00090001, -0.00089998)}
+    logs = {"grpo": [{"step": step} | {name: ends[step] for name, ends in logged.items()} for step in range(2)]}
+    page.get(write_report(small(), logs, tmp_path / "report.html").as_uri())
+    labels = texts(page, ".panel text")
+    assert {"−0.0009", "−12345.60", "−0.000900010"} <= set(labels)
+    starts = page.execute_script("return [...document.querySelectorAll('.panel text')].map(text => text.getBBox().x)")
+    assert len(starts) == len(labels) and min(starts) >= 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_browser_text_is_readable_in_both_schemes(page, scheme):
     page.execute_cdp_cmd(
