@@ -607,6 +607,7 @@ def _evaluate(words: argparse.Namespace) -> int:
     from .evaluation.metrics import ALWAYS_MEASURED
     from .evaluation.require import Requirement
     from .recipe import Recipe, load, max_new_tokens, short_names
+    from .seeds import seeds_of
 
     required = [Requirement.read(said) for said in words.require]
     runs, overrides = _split([*words.run, *words.overrides])
@@ -621,7 +622,8 @@ def _evaluate(words: argparse.Namespace) -> int:
         raise InputError(" ".join(problems))
     measured = [*(metric.name for metric in rewards.build(recipe.evaluation.metrics)), *ALWAYS_MEASURED]
     processed = [label({"run": name, "postprocessed": True}) for name in preflight.post_processed(recipe)]
-    shown = [*processed, *preflight.shown(recipe)]
+    recipes = [label({"run": name, "postprocessed": False, "seeds": of}) for name, of in seeds_of(names).items()]
+    shown = [*processed, *recipes, *preflight.shown(recipe)]
     required = [requirement.among(shown, measured) for requirement in required]
     train.run(recipe)
     _show(output)

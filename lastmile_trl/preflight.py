@@ -609,9 +609,14 @@ def shown(recipe: Recipe, upcoming: Collection[Path] = ()) -> list[str]:
 
 
 def post_processed(recipe: Recipe) -> list[str]:
-    """What is also shown post-processed, by name: the first run unless the recipe names others."""
-    asked = recipe.evaluation.postprocess
-    return [next(iter(_runs(recipe)))] if asked is None else asked
+    """What is also shown post-processed: the first run with all seeds of its recipe, unless the recipe names others."""
+    if recipe.evaluation.postprocess is not None:
+        return recipe.evaluation.postprocess
+    from .seeds import seeds_of
+
+    runs = _runs(recipe)
+    first = next(iter(runs))
+    return next((names for names in seeds_of(runs).values() if first in names), [first])
 
 
 def _check_texts(baselines: "list[Baseline]", rows: data_module.Rows, recipe: Recipe) -> None:

@@ -71,7 +71,7 @@ class Evaluation:
     use_vllm: bool = False  # `method: evaluate`: decode with vLLM
     likelihood: bool = False  # also measure the perplexity of the references, and samples' KL from the SFT run
     baselines: list = field(default_factory=list)  # shown beside the runs: lead, reference, best_of_n, base, sft
-    postprocess: list | None = None  # runs and baselines that are also shown post-processed; default: the first run
+    postprocess: list | None = None  # what is also shown post-processed; default: the first run with all its seeds
     steps: list = field(default_factory=lambda: ["first_block", "repeated_sentences", "unfinished_end"])  # of that
     notes: list = field(default_factory=list)  # paragraphs for the report
 

@@ -108,7 +108,8 @@ def test_recipes_over_their_seeds_are_in_all_outputs(folder, seeds, capsys):
     assert call("evaluate", *seeds, "--data", "task/sft.yaml", "--output", "runs/both") == 0
     text = capsys.readouterr().out
     assert re.search(r"^ *grpo, 2 seeds +0.000 ", text, re.MULTILINE)
-    assert " Over 2 seeds: No difference is shown between grpo and sft on " in text
+    assert "No difference is shown between grpo over 2 seeds and sft over 2 seeds on " in text
+    assert "; against post-processed sft over 2 seeds no difference is shown: " in text
     result = json.loads((folder / "runs/both/evaluation.json").read_text())
     assert result["version"] == 2
     assert {of["run"]: of["seeds"] for of in result["over_seeds"]} == {
@@ -117,6 +118,12 @@ def test_recipes_over_their_seeds_are_in_all_outputs(folder, seeds, capsys):
     }
     page = (folder / "runs/both/report.html").read_text()
     assert page.count('<span class="under">2 seeds</span>') == 2
+    processed = [of["run"] for of in result["results"] if of["postprocessed"]]
+    assert processed == ["sft-0", "sft-1"], "every seed of the baseline's recipe"
+    required = ["--require", "grpo, 2 seeds:words>=0", "--require", "sft, 2 seeds:words<0"]
+    assert call("evaluate", *seeds, "--data", "task/sft.yaml", "--output", "runs/both", *required) == 1
+    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
+    assert error.startswith("Error: --require 'sft, 2 seeds:words<0' fails: sft, 2 seeds has words ")
 
     # an evaluation of version 1, before p values and seeds
     old = {key: value for key, value in result.items() if key != "over_seeds"} | {"version": 1}

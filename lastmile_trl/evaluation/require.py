@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lastmile_trl.errors import InputError, unknown
-from lastmile_trl.evaluation.comparison import label, why_no_value
+from lastmile_trl.evaluation.comparison import by_decoding, label, why_no_value
 
 SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 WORDS = re.compile(
@@ -59,7 +59,7 @@ class Requirement:
 
     def failure(self, result: Mapping[str, Any]) -> str | None:
         """Return why the comparison `result` does not meet it, in a sentence; None if it does."""
-        entry = next(of for of in result["results"] if (label(of), of["decoding"]) == (self.run, "greedy"))
+        entry = next(of for of in by_decoding(result)["greedy"] if label(of) == self.run)
         found = entry["metrics"][self.metric]
         if found is None:
             reason = why_no_value(entry, self.metric)

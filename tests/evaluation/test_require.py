@@ -59,6 +59,17 @@ def test_all_that_the_tables_show_can_be_named():
     )
 
 
+def test_a_recipe_over_its_seeds_can_be_named():
+    required = Requirement.read("grpo, 2 seeds:words<7").among(["grpo, 2 seeds", *RUNS], METRICS)
+    over = {"run": "grpo", "decoding": "greedy", "postprocessed": False, "seeds": ["grpo-0", "grpo-1"]}
+    sampled = over | {"decoding": "sampled", "metrics": {"words": {"mean": 9.0, "low": 9.0, "high": 9.0, "rows": 4}}}
+    over["metrics"] = {"words": {"mean": 6.0, "low": 5.0, "high": 7.0, "rows": 4}}
+    assert required.failure(result() | {"over_seeds": [sampled, over]}) is None
+    over["metrics"]["words"]["mean"] = 8.0
+    failure = required.failure(result() | {"over_seeds": [sampled, over]})
+    assert failure.endswith(" fails: grpo, 2 seeds has words 8 [5, 7] over 4 rows.")
+
+
 def test_what_fails_is_said_with_value_interval_and_rows():
     assert Requirement.read("rougeL>=0.3").among(RUNS, METRICS).failure(result(rougeL=0.28123)) == (
         "--require 'rougeL>=0.3' fails: a/grpo has rouge/rougeL 0.2812 [0.2612, 0.3012] over 300 rows."
