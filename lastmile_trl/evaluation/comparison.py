@@ -18,6 +18,7 @@
                      "samples": [...]}]}],         # only where there are several, of which the metrics are means
      "postprocessing": [STEP or {STEP: arguments}],  # with what was learned of the training references
      "steps": {RUN: {DECODING: {STEP: count}}},    # outputs that each of these steps changed
+     "processed": {RUN: {DECODING: count}},        # of so many
      "corpus": {RUN: {DECODING: {NAME: number | null}}}}  # what describes all texts of a run at once
 
 An INTERVAL is {"mean", "low", "high", "rows"}: a mean over that many rows with its 95 % bootstrap interval. A
@@ -30,13 +31,13 @@ Version 1 has neither "p" nor "over_seeds". docs/evaluation.md says how to read 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation import postprocess
-from lastmile_trl.evaluation.decoding import Several
+from lastmile_trl.evaluation.decoding import Several, each
 from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED, per_row
 from lastmile_trl.evaluation.significance import (
     LEVEL,
@@ -91,7 +92,7 @@ def compare(
     )
     baseline = baseline or next(iter(outputs))
     steps = postprocess.build(postprocess.DEFAULT) if steps is None else steps
-    variants, changed = _variants(outputs, postprocessed, steps)
+    variants, counts = _variants(outputs, postprocessed, steps)
     values = {key: per_row(texts, rows, metrics) for key, texts in variants.items()}
     names = [*(metric.name for metric in metrics), *ALWAYS_MEASURED]
     return {
@@ -103,7 +104,11 @@ def compare(
         "over_seeds": _over_seeds(seeds or {}, values, baseline),
         "examples": [_example(number, row, variants, values) for number, row in enumerate(rows)],
         "postprocessing": [step.entry for step in steps],
-        "steps": changed,
+        "steps": counts,
+        "processed": {
+            run: {decoding: len([*each(outputs[run][decoding], rows)]) for decoding in of_run}
+            for run, of_run in counts.items()
+        },
     }
 
 
@@ -142,6 +147,19 @@ def by_decoding(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]
     for entry in [*result["results"], *result.get("over_seeds", [])]:
         entries.setdefault(entry["decoding"], []).append(entry)
     return entries
+
+
+def changed(result: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Each run that was post-processed with its decodings, and how many of its outputs each step changed.
+
+    >>> list(changed({"steps": {"sft": {"greedy": {"length": 12}}}, "processed": {"sft": {"greedy": 120}}}))
+    [('sft', 'greedy', {'length': '12 of 120'})]
+    """
+    processed = result.get("processed", {})  # unknown in older files
+    for run, of_run in result.get("steps", {}).items():
+        for decoding, counts in of_run.items():
+            total = f" of {processed[run][decoding]}" if processed else ""
+            yield run, decoding, {step: f"{count}{total}" for step, count in counts.items()}
 
 
 def label(entry: Mapping[str, Any]) -> str:
@@ -435,7 +453,7 @@ def _samples(output: Output) -> dict[str, list[str]]:
     """The texts of several samples; what is held against references of its own is no sample."""
     if not isinstance(output, Several) or len(output.outputs) < 2 or output.references:
         return {}
-    return {"samples": [each.text for each in output.outputs]}
+    return {"samples": [sample.text for sample in output.outputs]}
 
 
 def _better(metric: str) -> str | None:

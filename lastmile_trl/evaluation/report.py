@@ -211,15 +211,15 @@ def _described(of_runs: dict[str, dict[str, float | None]], slots: dict[str, int
 
 def _steps(result: dict, slots: dict[str, int]) -> dict:
     """How many outputs of a run each step of post-processing changed, and with what the steps were built."""
-    counts = result.get("steps", {})
+    from lastmile_trl.evaluation.comparison import changed
+
     rows = [
-        {"run": run, "slot": slots[run], "decoding": decoding, "counts": list(of_decoding.values())}
-        for run, decodings in counts.items()
-        for decoding, of_decoding in decodings.items()
+        {"run": run, "slot": slots[run], "decoding": decoding, "counts": counts}
+        for run, decoding, counts in changed(result)
     ]
     built = [entry for entry in result.get("postprocessing", []) if isinstance(entry, dict)]
     arguments = {name: given for entry in built for name, given in entry.items()}
-    names = next((of_decoding for decodings in counts.values() for of_decoding in decodings.values()), {})
+    names = rows[0]["counts"] if rows else {}
     return {"names": {name: _listed(arguments.get(name, {})) for name in names}, "rows": rows}
 
 

@@ -11,6 +11,7 @@ from lastmile_trl.evaluation.comparison import (
     ITSELF,
     arrow,
     by_decoding,
+    changed,
     greedy_first,
     how_tested,
     label,
@@ -209,12 +210,11 @@ def _post_processing(result: Mapping[str, Any]) -> list[str]:
         [(name, given)] = [(step, {})] if isinstance(step, str) else step.items()
         arguments = ", ".join(f"{key}: {value}" for key, value in given.items())
         titles[name] = f"{name} ({arguments})" if given else name
-    changed = [
+    said = [
         f"{run}, {decoding}: " + ", ".join(f"{titles.get(name, name)} {count}" for name, count in counts.items())
-        for run, of_run in result.get("steps", {}).items()
-        for decoding, counts in of_run.items()
+        for run, decoding, counts in changed(result)
     ]
-    return [f"Outputs that each step of post-processing changed: {'; '.join(changed)}."] if changed else []
+    return [f"Outputs that each step of post-processing changed: {'; '.join(said)}."] if said else []
 
 
 def _missing(entry: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, str]:

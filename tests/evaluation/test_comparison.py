@@ -700,13 +700,16 @@ def test_what_each_step_changed_is_counted_and_said():
         },
         "lead": {"greedy": {"repeated_sentences": 0, "length": 2}},
     }
+    # lead has two outputs of one row and none of the other
+    assert result["processed"] == {"sft": {"greedy": 2, "sampled": 2}, "lead": {"greedy": 2}}
     shown = {(output["run"], output["postprocessed"]): output for output in result["examples"][0]["outputs"]}
     assert shown["sft", True]["text"] == "1 and so" and shown["lead", True]["samples"] == ["3 and so", "4 and so"]
     assert shown["lead", True]["metrics"]["words"] == 3
     said = (
-        "Outputs that each step of post-processing changed: sft, greedy: repeated_sentences 1, length (words: 3) 0; "
-        "sft, sampled: repeated_sentences 0, length (words: 3) 2; "
-        "lead, greedy: repeated_sentences 0, length (words: 3) 2."
+        "Outputs that each step of post-processing changed: "
+        "sft, greedy: repeated_sentences 1 of 2, length (words: 3) 0 of 2; "
+        "sft, sampled: repeated_sentences 0 of 2, length (words: 3) 2 of 2; "
+        "lead, greedy: repeated_sentences 0 of 2, length (words: 3) 2 of 2."
     )
     assert said in " ".join(printed(result, width=80).split()) and f"\n\n{said}\n" in markdown(result)
     alone = compare(given, rows(2), [numbers("m")], rewarded=set())

@@ -314,8 +314,8 @@ def test_it_takes_what_compare_returns(tmp_path):
     content = compare(said, rows, build(["rouge"]), rewarded={"rouge/rougeL"}, postprocessed=("sft",))
     page = written(tmp_path, content)
     assert [row[0] for row in page.cells[2:5]] == ["sft ", "sft post-processed ", "grpo "]
-    steps = [["Run ", "first_block ", "repeated_sentences ", "unfinished_end "], ["sft greedy ", "0 ", "1 ", "0 "]]
-    assert page.cells[5:] == steps
+    header = ["Run ", "first_block ", "repeated_sentences ", "unfinished_end "]
+    assert page.cells[5:] == [header, ["sft greedy ", "0 of 3 ", "1 of 3 ", "0 of 3 "]]
     assert json.loads(page.scripts[0])["examples"][2]["outputs"][2]["text"] == "it is blue"
 
 
@@ -427,6 +427,7 @@ def test_the_distributions_are_drawn_with_words_for_who_cannot_see_them(tmp_path
 def test_all_texts_at_once_and_the_steps_have_tables(tmp_path):
     content = small() | {
         "steps": {"sft": {"greedy": {"first_block": 3, "length": 0}}},
+        "processed": {"sft": {"greedy": 12}},
         "postprocessing": ["first_block", {"length": {"words": 31}}],
         "corpus": {
             "sft": {"greedy": {"distinct_1": 0.25, "self_bleu": None}},
@@ -439,8 +440,10 @@ def test_all_texts_at_once_and_the_steps_have_tables(tmp_path):
         ["sft ", "0.2 ", "– no text of it has one "],
         ["grpo ", "20.5 ", "– not measured of it "],
         ["Run ", "first_block ", "length words 31 "],
-        ["sft greedy ", "3 ", "0 "],
+        ["sft greedy ", "3 of 12 ", "0 of 12 "],
     ]
+    del content["processed"]  # as in older files
+    assert written(tmp_path, content).cells[-1] == ["sft greedy ", "3 ", "0 "]
     assert [link["href"] for link in page.find("a")] == ["#corpus", "#steps"]
     assert "Post-processing" not in written(tmp_path, small()).html
 
