@@ -223,6 +223,14 @@ def test_a_number_that_is_none_stops_the_run_and_names_the_rows(stage, monkeypat
         train.run(stage(method, "run"))
 
 
+def test_a_critic_that_gives_no_number_stops_the_run(stage, monkeypatch):
+    from lastmile_trl.trainers import ppo
+
+    monkeypatch.setattr(ppo, "value_loss", lambda values, *more: values * float("nan"))
+    with pytest.raises(RunError, match="The loss is nan in step 1 of 11"):
+        train.run(stage("ppo", "run"))
+
+
 def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(stage, monkeypatch):
     """A checkpoint that finds no room, as four libraries say it."""
     whole, full = stage("grpo", "whole"), stage("grpo", "full")

@@ -250,7 +250,7 @@ class PPOTrainer(GRPOTrainer):
         if self._joint:
             return loss + self.args.vf_coef * errors
         errors.backward()  # apart from the policy's graph, whatever wraps that
-        return loss
+        return loss + 0 * errors.detach()  # if that is no number, the loss is none
 
     def _before_optimizer_step(self) -> None:
         """Step the critic; leave the policy's step out while the values warm up, or once the policy is too far."""

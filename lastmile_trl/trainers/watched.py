@@ -27,8 +27,8 @@ class Watched:
 
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
-        # With fp16, a scaler leaves such steps out by itself.
-        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
+        # With fp16, such steps are part of finding the scale, and left out.
+        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
             raise RunError(self._said("gradient", float(norm)))
         return norm
 
