@@ -41,6 +41,7 @@ class Work:
     nested: bool
     autocast: bool
     checkpointing: bool
+    dropout: bool
     batch: int  # sequences in one pass
     accumulates: bool
     prompt: int  # tokens
@@ -283,7 +284,11 @@ def _trained_model(work: Work, layers: int) -> "nn.Module":
     kind = "SequenceClassification" if work.method == "reward" else "CausalLM"
     with torch.device("meta"):
         model = _empty(work.model, work.dtype, kind, layers)
-        return (_adapted(model, work.model, work.bits, kind) if work.model.lora else model).train()
+        model = _adapted(model, work.model, work.bits, kind) if work.model.lora else model
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout) and not work.dropout:
+            part.p = 0.0
+    return model.train()
 
 
 def _critic(work: Work, layers: int) -> "nn.Module | None":

@@ -118,6 +118,7 @@ def work_of(
         nested=section.get("use_bnb_nested_quant", False),
         autocast=_autocasts(recipe, cpu),
         checkpointing=setting("gradient_checkpointing"),
+        dropout=recipe.method == "sft" or not recipe.training.get("disable_dropout", True),
         batch=batch * (2 if recipe.method in ("dpo", "reward") else 1),
         accumulates=accumulation > 1,
         prompt=prompt,
