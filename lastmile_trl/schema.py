@@ -11,6 +11,7 @@ _HOMES = {"TrainingArguments": "transformers.training_args"}
 _ENUMERATIONS = ("transformers.trainer_utils", "transformers.training_args")
 
 
+@cache
 def annotations(path: str) -> dict[str, str]:
     """Field name -> annotation of the dataclass at ``module:Class``, its bases included.
 
