@@ -188,7 +188,10 @@ def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[s
 
 
 def distributions(result: dict, slots: dict[str, int]) -> list[dict]:
-    """By decoding, one panel for the number of words and each metric, one line for each run's outputs as they are."""
+    """By decoding, one panel for the number of words and each metric, one line for each run's outputs as they are.
+
+    Several samples of a row are several outputs.
+    """
     metrics = sorted(result["metrics"], key=lambda name: name != "words")
     values: dict[str, dict[str, dict[str, list[float]]]] = {}
     for output in (output for example in result["examples"] for output in example["outputs"]):
@@ -197,8 +200,9 @@ def distributions(result: dict, slots: dict[str, int]) -> list[dict]:
         of_decoding = values.setdefault(output["decoding"], {})
         for name in metrics:
             of_run = of_decoding.setdefault(name, {}).setdefault(output["run"], [])
-            if (value := finite(output["metrics"].get(name))) is not None:
-                of_run.append(value)
+            each = output.get("values", output["metrics"]).get(name)
+            known = map(finite, each if isinstance(each, list) else [each])
+            of_run += [value for value in known if value is not None]
     return [
         {
             "decoding": decoding,

@@ -15,7 +15,8 @@
      "examples": [                             # every row
        {"prompt": ..., "references": [...],
         "outputs": [{"run", "decoding", "postprocessed", "text", "metrics": {NAME: number | null},
-                     "samples": [...]}]}],         # only where there are several, of which the metrics are means
+                     "samples": [...],             # only where there are several
+                     "values": {NAME: [...]}}]}],  # of each of several outputs, of which the metrics are means
      "postprocessing": [STEP or {STEP: arguments}],  # with what was learned of the training references
      "steps": {RUN: {DECODING: {STEP: count}}},    # outputs that each of these steps changed
      "processed": {RUN: {DECODING: count}},        # of so many
@@ -38,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation import postprocess
 from lastmile_trl.evaluation.decoding import Several, each
-from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED, per_row
+from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED, means, per_output
 from lastmile_trl.evaluation.significance import (
     LEVEL,
     Difference,
@@ -93,7 +94,8 @@ def compare(
     baseline = baseline or next(iter(outputs))
     steps = postprocess.build(postprocess.DEFAULT) if steps is None else steps
     variants, counts = _variants(outputs, postprocessed, steps)
-    values = {key: per_row(texts, rows, metrics) for key, texts in variants.items()}
+    measured = {key: per_output(texts, rows, metrics) for key, texts in variants.items()}
+    values = {key: means(of_run) for key, of_run in measured.items()}
     names = [*(metric.name for metric in metrics), *ALWAYS_MEASURED]
     return {
         "version": 2,
@@ -102,7 +104,7 @@ def compare(
         "metrics": {name: {"rewarded": name in rewarded} for name in names},
         "results": _results(values, variants, metrics, baseline),
         "over_seeds": _over_seeds(seeds or {}, values, baseline),
-        "examples": [_example(number, row, variants, values) for number, row in enumerate(rows)],
+        "examples": [_example(number, row, variants, values, measured) for number, row in enumerate(rows)],
         "postprocessing": [step.entry for step in steps],
         "steps": counts,
         "processed": {
@@ -434,7 +436,13 @@ def _json(estimate: Interval | None) -> dict[str, Any] | None:
     return None if estimate is None else asdict(estimate)
 
 
-def _example(number: int, row: Mapping[str, Any], variants: _Variants, values: _Values) -> dict[str, Any]:
+def _example(
+    number: int,
+    row: Mapping[str, Any],
+    variants: _Variants,
+    values: _Values,
+    measured: Mapping[_Key, Mapping[str, Sequence[list[float | None]]]],
+) -> dict[str, Any]:
     outputs = [
         {
             "run": run,
@@ -442,18 +450,19 @@ def _example(number: int, row: Mapping[str, Any], variants: _Variants, values: _
             "postprocessed": processed,
             "text": texts[number].text,
             "metrics": {name: of_rows[number] for name, of_rows in values[run, decoding, processed].items()},
-            **_samples(texts[number]),
+            **_several(texts[number], {name: of[number] for name, of in measured[run, decoding, processed].items()}),
         }
         for (run, decoding, processed), texts in variants.items()
     ]
     return {"prompt": row["prompt"], "references": list(row["references"]), "outputs": outputs}
 
 
-def _samples(output: Output) -> dict[str, list[str]]:
-    """The texts of several samples; what is held against references of its own is no sample."""
-    if not isinstance(output, Several) or len(output.outputs) < 2 or output.references:
+def _several(output: Output, values: Mapping[str, list[float | None]]) -> dict[str, Any]:
+    """The texts of several samples and the values of each; what is held against references of its own is no sample."""
+    if not isinstance(output, Several) or len(output.outputs) < 2:
         return {}
-    return {"samples": [sample.text for sample in output.outputs]}
+    samples = {} if output.references else {"samples": [sample.text for sample in output.outputs]}
+    return samples | {"values": dict(values)}
 
 
 def _better(metric: str) -> str | None:

@@ -29,10 +29,25 @@ SELF_BLEU_TEXTS = 200  # at most, drawn at random
 def per_row(
     outputs: Sequence[Output], rows: Sequence[dict[str, Any]], metrics: Sequence[Reward]
 ) -> dict[str, list[float | None]]:
-    """One value per row and metric: the given metrics first, then `words`, `length_ratio`, `ended`, `repeated_3grams`.
+    """One value per row and metric, as `per_output` has them; a row of `Several` outputs has the mean of theirs."""
+    return means(per_output(outputs, rows, metrics))
 
-    The metrics are called as TRL calls rewards, and know from `ended` whether a completion ended by itself. A row of
-    `Several` outputs has the mean of their values.
+
+def means(measured: Mapping[str, Sequence[Sequence[float | None]]]) -> dict[str, list[float | None]]:
+    """The mean of each row's values that are known.
+
+    >>> means({"words": [[2.0, 3.0, None], []]})
+    {'words': [2.5, None]}
+    """
+    return {name: [known_mean(of_row) for of_row in of_rows] for name, of_rows in measured.items()}
+
+
+def per_output(
+    outputs: Sequence[Output], rows: Sequence[dict[str, Any]], metrics: Sequence[Reward]
+) -> dict[str, list[list[float | None]]]:
+    """By row and metric a value for each output: the given metrics first, then those that are always measured.
+
+    The metrics are called as TRL calls rewards, and know from `ended` whether a completion ended by itself.
     """
     for metric in metrics:
         if metric.name in ALWAYS_MEASURED:
@@ -45,7 +60,7 @@ def per_row(
         "ended": [float(output.ended) for output in outputs],
         "repeated_3grams": [repeated_3grams(text) for text in texts],
     }
-    return {name: [known_mean(each[n] for n in of_row) for of_row in numbers] for name, each in values.items()}
+    return {name: [[each[n] for n in of_row] for of_row in numbers] for name, each in values.items()}
 
 
 def _flat(

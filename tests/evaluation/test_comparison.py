@@ -227,7 +227,9 @@ def test_only_several_samples_are_listed():
     examples = compare(given, rows(2), [numbers("m")], rewarded=set())["examples"]
     [sampled, reference] = examples[0]["outputs"]
     assert sampled["samples"] == ["1 and so on.", "2 and so on."] and sampled["text"] == "1 and so on."
-    assert sampled["metrics"]["m"] == 1.5
+    assert sampled["metrics"]["m"] == 1.5 and sampled["values"]["m"] == [1, 2]
+    assert reference["values"]["m"] == [1, 2] and reference["values"]["length_ratio"] == [4, 4]
+    assert not any("values" in output for output in examples[1]["outputs"])
     assert not any("samples" in output for output in [reference, *examples[1]["outputs"]])
 
 
@@ -590,8 +592,8 @@ def test_the_page_names_all_there_is():
     given, seeds = three_seeds()
     result = compare(given, rows(4), [numbers("m")], rewarded=set(), postprocessed=["sft-0"], seeds=seeds)
     page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text(encoding="utf-8")
-    entry, example = result["over_seeds"][1], result["examples"][0]
-    for part in (result, entry, entry["difference"]["m"], example, example["outputs"][0], {"samples": []}):
+    entry, example, several = result["over_seeds"][1], result["examples"][0], {"samples": [], "values": {}}
+    for part in (result, entry, entry["difference"]["m"], example, example["outputs"][0], several):
         for key in part:
             assert f'"{key}"' in page, key
     assert f'"version": {result["version"]}' in page and f'"version": {result["version"]}' in comparison.__doc__

@@ -381,6 +381,19 @@ def test_a_distribution_is_the_share_of_each_whole_number():
     assert panel["lines"][0]["said"] == "sft: the middle half from 1.0 to 3.0, of 3"
 
 
+def test_a_distribution_is_of_every_sample():
+    of_row = {"run": "grpo", "decoding": "sampled", "postprocessed": False, "metrics": {"words": 4.0}}
+    examples = [
+        {"outputs": [of_row | {"values": {"words": [1.0, 7.0]}}]},
+        {"outputs": [of_row | {"values": {"words": [7.0, None]}}]},
+        {"outputs": [of_row | {"metrics": {"words": 3.0}}]},
+    ]
+    [spread] = distributions({"metrics": {"words": {}}, "examples": examples}, {"grpo": 0})
+    [panel] = spread["panels"]
+    assert (panel["first"], panel["last"], panel["high"]) == ("1", "7", "50%")
+    assert panel["lines"][0]["said"] == "grpo: the middle half from 1.0 to 7.0, of 4"
+
+
 def test_a_distribution_ends_where_nearly_all_values_do():
     values = [place / 1000 for place in range(1000)] + [900.0]
     [spread] = words_of(("sft", "greedy", values))
