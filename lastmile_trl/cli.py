@@ -1,6 +1,7 @@
 """The ``lastmile`` command: words to calls. Nothing heavy is imported until a command needs it."""
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -33,6 +34,7 @@ EXAMPLES = """examples:
 
 BARS = 21  # of a distribution
 WATCH_EVERY = 10.0  # seconds
+LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255
 ROWS_SHOWN = 20  # up to so many rows are printed one by one; --json prints any number
 
 
@@ -598,6 +600,8 @@ def _comparison_folder(runs: Sequence[str], names: Iterable[str]) -> Path:
     """
     tasks = {Path(run).parent.name for run in runs} - {"", ".."}
     name = "-vs-".join(name.replace("/", "_") for name in names)
+    if len(whole := name.encode()) > LONGEST_NAME:
+        name = f"{whole[:LONGEST_NAME].decode(errors='ignore')}...{hashlib.sha256(whole).hexdigest()[:8]}"
     return Path("runs", "evaluate", *(tasks if len(tasks) == 1 else ()), "_" if name == ".." else name)
 
 
@@ -635,7 +639,7 @@ def _evaluate(words: argparse.Namespace) -> int:
 
 
 def _report(words: argparse.Namespace) -> int:
-    from .run_folder import stored_recipe
+    from .evaluation.live import method_of, watch
 
     watches, runs, seconds = words.watch is not None, words.run, words.watch
     if isinstance(seconds, Path):
@@ -645,19 +649,15 @@ def _report(words: argparse.Namespace) -> int:
     if watches and not 0 < seconds < math.inf:
         raise InputError(f"--watch {seconds}: the seconds between two looks must be more than 0.")
     for run in runs:
-        stored = stored_recipe(run)
-        if stored is None:
+        to_come = watches and (not run.exists() or run.is_dir() and not any(run.iterdir()))
+        if method_of(run) is None and not to_come:
             raise InputError(f"{run} holds no recipe.yaml, so it is no run to report on: name a run's folder.")
-        if stored.method == "pairs":
-            raise InputError(f"{run} holds pairs, which have no report: look at the rows of its jsonl files.")
         if not watches and not (run / "evaluation.json").exists():
             raise InputError(
                 f"{run} has no evaluation.json to report on, as it has not finished: "
                 f"`lastmile report {run} --watch` shows how it goes."
             )
     if watches:
-        from .evaluation.live import watch
-
         watch(runs, seconds, _write_report)
     else:
         for run in runs:

@@ -79,7 +79,7 @@ def run(recipe: Recipe, force: bool = False) -> None:
     started = time.monotonic()
     if state.is_main_process:
         _prepare_folder(recipe, force or os.environ.get("LASTMILE_FORCE") == "1")
-        (recipe.run / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
+        write_whole(recipe.run / "recipe.yaml", recipe.yaml())
         write_environment(recipe, state)
     state.wait_for_everyone()
     with memory.explained(recipe, cpu=on_cpu()):

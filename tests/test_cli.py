@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lastmile_trl import cli
-from lastmile_trl.recipe import load, shipped, shipped_names
+from lastmile_trl.recipe import load, shipped, shipped_names, short_names
 
 from .conftest import make_rows, write_jsonl
 from .fakehub import FakeHub, Fault, User
@@ -137,6 +137,14 @@ def test_recipes_over_their_seeds_are_in_all_outputs(folder, seeds, capsys):
     (folder / "runs/both/evaluation.json").write_text(json.dumps(old))
     assert call("report", "runs/both") == 0
     assert "There is no p, as the evaluation is of version 1" in (folder / "runs/both/report.html").read_text()
+
+
+def test_a_comparison_of_many_runs_has_a_folder_name_that_a_disk_takes():
+    runs = [f"runs/task/a_long_name_é_of_a_run-{seed}" for seed in range(12)]
+    one, other = (cli._comparison_folder(some, short_names(some)) for some in (runs, runs[:-1]))
+    assert one.parent == other.parent == Path("runs/evaluate/task") and one != other
+    assert one.name.startswith("a_long_name_é_of_a_run-0-vs-a_long_name") and len(one.name.encode()) <= 255
+    assert one == cli._comparison_folder(runs, short_names(runs))
 
 
 def test_what_an_evaluation_must_reach(folder, seeds, capsys, monkeypatch):

@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation.charts import POINTS, curves, decimals_for, in_order, number, points_of
 from lastmile_trl.evaluation.report import COLOURS, fill
 from lastmile_trl.run_folder import alarms, environment_of, finished, has_ended, history, stored_recipe
@@ -19,20 +20,20 @@ USUAL = 5  # times the usual time between two lines, likewise
 def watch(runs: Sequence[Path], seconds: float, report: Callable[[Path], object]) -> None:
     """Rewrite `report.html` of every run as it goes on, looking every few `seconds`, until `report` can write the last.
 
-    Ends when all runs are done; when it is stopped before, the pages say so.
+    A run may be yet to come. Ends when all runs are done; when it is stopped before, the pages say so.
     """
-    methods = {run: stored_recipe(run).method for run in runs}
     seen: dict[Path, dict[str, Any] | None] = dict.fromkeys(runs)
     try:
         while seen:
             for run in list(seen):
-                shown = look(run, methods[run], time.time())
+                shown = look(run, method_of(run), time.time())
                 if _is_done(run):
                     _write_last(run, shown, report)
                     del seen[run]
                 elif shown is None:
                     if seen[run] is None:
-                        note(f"{run} has nothing to show yet: waiting for it (Ctrl-C ends this).")
+                        missing = "has nothing to show yet" if run.exists() else "is not there yet"
+                        note(f"{run} {missing}: waiting for it (Ctrl-C ends this).")
                         seen[run] = {}
                 elif shown != seen[run]:
                     page = write_page(shown, run, seconds)
@@ -46,6 +47,14 @@ def watch(runs: Sequence[Path], seconds: float, report: Callable[[Path], object]
             if shown:
                 write_page({**shown, "state": "No longer watched"}, run)
         raise
+
+
+def method_of(run: Path) -> str | None:
+    """The method of a run that has a report; None where there is no run."""
+    stored = stored_recipe(run)
+    if stored and stored.method == "pairs":
+        raise InputError(f"{run} holds pairs, which have no report: look at the rows of its jsonl files.")
+    return stored and stored.method
 
 
 def _is_done(run: Path) -> bool:
@@ -64,7 +73,7 @@ def _write_last(run: Path, shown: dict[str, Any] | None, report: Callable[[Path]
         write_page({**shown, "state": "Finished"}, run)
 
 
-def look(run: Path, method: str, at: float) -> dict[str, Any] | None:
+def look(run: Path, method: str | None, at: float) -> dict[str, Any] | None:
     """What the page of a run shows at a time in seconds since 1970; None where training has not begun."""
     rows, environment = history(run), environment_of(run)
     begun, trained = environment.get("training"), environment.get("trained")

@@ -14,6 +14,7 @@ import pytest
 from lastmile_trl import cli, run_folder
 from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation import live
+from lastmile_trl.files import write_whole
 
 BEGAN = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 START = BEGAN.timestamp()
@@ -160,7 +161,7 @@ def test_a_run_is_done_when_it_is_evaluated_even_if_it_is_not_accepted(folder, a
         time.sleep(0.01)
     assert "its evaluation is not there yet" in (run / "report.html").read_text() and not reports
     if accepted:
-        (run / "environment.json").write_text(json.dumps({**environment, "finished": environment["trained"]}))
+        write_whole(run / "environment.json", json.dumps({**environment, "finished": environment["trained"]}))
     else:
         evaluation.write_text("{}")
     thread.join(10)
@@ -199,17 +200,22 @@ def call(*words):
     return left.value.code
 
 
+def write_pairs(run):
+    made = RECIPE.replace("grpo", "pairs").replace("rewards: [rouge]", "preferences: {negatives: {irrelevant: 1}}")
+    run.mkdir()
+    write_whole(run / "recipe.yaml", made)
+
+
 def test_what_cannot_be_watched_is_refused(folder, tmp_path, capsys):
     run, _ = folder
-    (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs" / "recipe.yaml").write_text(
-        RECIPE.replace("grpo", "pairs").replace("rewards: [rouge]", "preferences: {negatives: {irrelevant: 1}}")
-    )
+    write_pairs(tmp_path / "pairs")
     for words, message in {
         (run,): f"has not finished: `lastmile report {run} --watch` shows how it goes.",
         (): "Which run?",
         ("--watch",): "Which run?",
         ("--watch", tmp_path): "holds no recipe.yaml, so it is no run",
+        ("--watch", run / "recipe.yaml"): "holds no recipe.yaml, so it is no run",
+        (tmp_path / "grop",): "holds no recipe.yaml, so it is no run",
         ("--watch", "0", run): "must be more than 0",
         ("--watch", "nan", run): "must be more than 0",
         ("--watch", tmp_path / "pairs"): "holds pairs",
@@ -237,6 +243,30 @@ def test_a_watch_that_is_stopped_says_so_on_its_pages(folder, tmp_path):
     page = (run / "report.html").read_text()
     assert "No longer watched." in page and "refresh" not in page
     assert {file.name for file in waiting.iterdir()} == {"recipe.yaml"}
+
+
+def test_a_watch_waits_for_a_run_that_is_yet_to_come(tmp_path):
+    run = tmp_path / "task" / "grpo"
+    command = [sys.executable, "-m", "lastmile_trl", "report", "--watch", "0.1", str(run)]
+    watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert watching.stderr.readline() == f"{run} is not there yet: waiting for it (Ctrl-C ends this).\n"
+    run.mkdir(parents=True)
+    time.sleep(0.3)
+    (run / "recipe.yaml").write_text(RECIPE)
+    begin(run)
+    run_folder.add_history(run, {"step": 100, "reward": 0.5})
+    assert watching.stderr.readline().startswith(f"Open {run / 'report.html'}")
+    assert f"GRPO of {run}" in (run / "report.html").read_text()
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(10) == 130 and watching.stderr.read() == "Stopped.\n"
+
+
+def test_a_run_to_come_that_holds_pairs_ends_the_watch(tmp_path):
+    run = tmp_path / "pairs"
+    made = threading.Timer(0.3, lambda: write_pairs(run))
+    made.start()
+    with pytest.raises(InputError, match="holds pairs, which have no report"):
+        live.watch([run], 0.1, lambda run: None)
 
 
 def test_the_browser_renews_the_page_until_it_is_the_last(folder, chromium):
