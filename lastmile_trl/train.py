@@ -413,13 +413,18 @@ def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task
 
 def _rewarded(metrics: list, runs: Iterable[Path]) -> set[str]:
     """The names of what runs were rewarded for, and of the metrics that are the same by another name."""
-    built, keys, names = rewards.build(metrics), [rewards.key_of(entry) for entry in metrics], set()
+    from .evaluation.metrics import AS_REWARDS
+
+    keys = [*map(rewards.key_of, metrics), *AS_REWARDS.values()]
+    measured = [(metric.name, metric.function) for metric in rewards.build(metrics)]
+    measured += [(name, rewards.build([key])[0].function) for name, key in AS_REWARDS.items()]
+    names = set()
     for run in runs:
         names |= set(environment_of(run).get("rewards", []))
         if stored := stored_recipe(run):
             alike = rewards.build(entry for entry in stored.rewards if rewards.key_of(entry) in keys)
             functions = [reward.function for reward in alike]
-            names |= {metric.name for metric in built if metric.function in functions}
+            names |= {name for name, function in measured if function in functions}
     return names
 
 

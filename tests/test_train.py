@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from lastmile_trl import cli, outputs, preflight, run_folder, train
 from lastmile_trl.errors import InputError, RunError
+from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED
 from lastmile_trl.recipe import Recipe
 
 from .conftest import make_rows, write_jsonl
@@ -502,6 +503,21 @@ def test_a_rewarded_metric_is_marked_whatever_the_reward_was_called(recipe, tiny
     marked = train._rewarded(metrics, [grpo.run, tiny_model_folder])
     names = ["rouge/rougeL", "rouge/rouge1", "mine", "short", "brief"]
     assert [name in marked for name in names] == [True, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "marked"),
+    [
+        (["rouge", {"repetition": {"weight": 0.2}}], {"repeated_3grams"}),
+        (["rouge", {"repetition": {"n": 3, "name": "loops"}}, "ending"], {"repeated_3grams", "ended"}),
+        (["rouge", {"repetition": {"n": 4}}, "length"], set()),
+    ],
+)
+def test_a_count_that_is_a_reward_by_another_sign_is_marked(recipe, rewards, marked):
+    grpo = recipe("grpo", run="grpo", rewards=rewards)
+    grpo.run.mkdir(parents=True)
+    (grpo.run / "recipe.yaml").write_text(grpo.yaml())
+    assert train._rewarded(["rouge"], [grpo.run]) & {*ALWAYS_MEASURED} == marked
 
 
 def test_a_stage_post_processes_what_it_shows_of_the_names(recipe):

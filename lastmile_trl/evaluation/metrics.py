@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # what counts as better; the number of words has no better
 ALWAYS_MEASURED = {"words": None, "length_ratio": None, "ended": "higher", "repeated_3grams": "lower"}
+AS_REWARDS = {"ended": "ending", "repeated_3grams": "repetition"}  # which rewards are the same, but for the sign
 
 SELF_BLEU_TEXTS = 200  # at most, drawn at random
 
