@@ -577,10 +577,16 @@ def _check_baselines(recipe: Recipe, upcoming: Collection[Path]) -> None:
         raise InputError(f"evaluation.baselines: `method: {recipe.method}` compares no runs: drop it.")
     if recipe.evaluation.samples > 1 and recipe.method in ("pairs", "reward"):
         raise InputError(f"evaluation.samples: `method: {recipe.method}` looks at one sample of a row: drop it.")
+    from .evaluation.baselines import BestOfN
     from .outputs import is_among, started_from
 
     runs = _runs(recipe)
     for baseline in _baselines(recipe):
+        if isinstance(baseline, BestOfN) and not recipe.evaluation.sampled:
+            raise InputError(
+                f"evaluation.baselines: {baseline.name} is held against sampled outputs, and evaluation.sampled: false "
+                "leaves none: drop one."
+            )
         model = started_from(baseline.of, runs, recipe, upcoming) if baseline.of else None
         if model and model.path not in (recipe.run, recipe.run / "base", *upcoming):
             check_language_model(str(model.path), model.revision)

@@ -510,8 +510,8 @@ def _untrained(entries: Sequence, recipe: Recipe, rows: data_module.Rows, run: P
 def _answers(recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows) -> "tuple[dict, Dataset, dict]":
     """The outputs of baselines and runs by decoding, the held-out rows, and the likelihoods of the runs.
 
-    Each model is asked all there is to ask before the next one, so that it loads once. Baselines that are not decoded
-    like runs stand beside every decoding.
+    Each model is asked all there is to ask before the next one, so that it loads once. Baselines that no model
+    writes stand beside every decoding.
     """
     from .evaluation.baselines import Base, BestOfN, Sft, build
 
@@ -554,10 +554,9 @@ def _answers(recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows) -> "
             continue
         if isinstance(baseline, BestOfN):
             judges = _untrained(baseline.rewards, recipe, rows, runs[first])
-            texts = baseline.outputs(samples[baseline.name], shown, judges)
+            beside[baseline.name] = {"sampled": baseline.outputs(samples[baseline.name], shown, judges)}
         else:
-            texts = baseline.outputs(shown)
-        beside[baseline.name] = dict.fromkeys(decodings(recipe.evaluation), texts)
+            beside[baseline.name] = dict.fromkeys(decodings(recipe.evaluation), baseline.outputs(shown))
     return {**beside, **{name: outputs[name] for name in runs}}, held_out, likelihoods
 
 

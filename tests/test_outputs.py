@@ -64,6 +64,10 @@ def test_what_a_baseline_cannot_give_is_refused_before_a_model_loads(recipe, tmp
     assert "Reward 'broken' failed" in preflight.check(recipe(baselines=[broken])).problems[0]
     elsewhere = {"best_of_n": {"rewards": ["repetition"], "of": "sfd"}}
     assert "run 'sfd' does not exist: did you mean 'sft'?" in problem(recipe(baselines=[elsewhere]))
+    judged = {"best_of_n": {"rewards": ["repetition"]}}
+    assert "best_of_8 is held against sampled outputs, and evaluation.sampled: false leaves none: drop one." in problem(
+        recipe(baselines=[judged], sampled=False)
+    )
     assert "a run is called 'lead' too" in problem(recipe(run="lead", baselines=["lead"]))
     single = write_jsonl(tmp_path / "single.jsonl", make_rows(24))
     stage = recipe(baselines=["reference"])
@@ -131,7 +135,9 @@ def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, lo
     train.run(grpo)
     result, entries = shown(grpo.run)
     names = ["lead", "reference", "oracle_best_of_3 of sft", "base", "sft", "grpo"]
-    assert entries == [(name, decoding) for decoding in ("greedy", "sampled") for name in names]
+    best = "oracle_best_of_3 of sft"
+    everywhere = [(name, decoding) for decoding in ("greedy", "sampled") for name in names]
+    assert entries == [entry for entry in everywhere if entry != (best, "greedy")]
     assert result["baseline"] == "grpo"  # several things beside it: none of them is what all are held against
 
     first = {output["run"]: output for output in result["examples"][0]["outputs"] if output["decoding"] == "greedy"}
@@ -149,7 +155,7 @@ def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, lo
     assert of_base == base
     means = {entry["run"]: entry["metrics"]["rouge/rougeL"]["mean"] for entry in result["results"]
              if entry["decoding"] == "sampled" and not entry["postprocessed"]}  # fmt: skip
-    assert means["oracle_best_of_3 of sft"] > means["sft"]  # the first of its samples is that of sft
+    assert means[best] > means["sft"]  # the first of its samples is that of sft
 
     rows = [(example["prompt"], text) for example in result["examples"] for text in example["references"]]
     model = AutoModelForCausalLM.from_pretrained(grpo.run)
@@ -167,8 +173,7 @@ def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, lo
     loads.clear()
     train.run(both)
     result, entries = shown(both.run)
-    names = ["lead", "reference", "oracle_best_of_3 of sft", "base", "sft", "grpo"]
-    assert [name for name, decoding in entries if decoding == "greedy"] == names
+    assert [name for name, decoding in entries if decoding == "sampled"] == names
     assert result["baseline"] == "sft"
     assert set(loads) == {*runs, str(tiny_model_folder)}  # for the likelihoods, and to decode the base
 
@@ -304,6 +309,13 @@ def test_a_row_has_the_mean_over_its_samples_which_best_of_n_takes_too(recipe, l
     best = [output["text"] for output in of_run(again, "best_of_3")]
     assert all(text in output["samples"] for text, output in zip(best, sampled, strict=True))
     assert loads == [str(stage.run)]  # for the single sample, which was not kept
+
+    # It is a sample: held against the samples of the run, and not shown among greedy outputs.
+    assert again["baseline"] == "best_of_3" and of_run(again, "best_of_3", "greedy") == []
+    found = {entry["decoding"]: entry["difference"] for entry in again["results"] if entry["run"] == "sft"}
+    assert found["greedy"] is None and found["sampled"]["words"]["rows"] == 5
+    page = (single.run / "report.html").read_text()
+    assert "best_of_3 has no greedy outputs" in page and "too few rows" not in page
 
 
 def test_samples_that_nothing_draws_are_refused(recipe):

@@ -18,7 +18,7 @@ def browser(result: dict, slots: dict[str, int]) -> dict:
 
     metrics, entries = list(result["metrics"]), result["results"]
     known = set().union(*map(inner_names, _texts(result["examples"])))
-    first = entries[0]["decoding"]
+    first = next(of["decoding"] for of in entries if of["run"] == result["baseline"])
     raw = [index for index, of in enumerate(entries) if of["decoding"] == first and not of["postprocessed"]]
     others = [index for index in raw if entries[index]["run"] != result["baseline"]]
     return {

@@ -20,7 +20,7 @@ WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Requirement:
-    """A bound on a metric of the greedy outputs of a run, or of whatever a table shows; else of the last run."""
+    """A bound on a metric of the last run, or of whatever a table shows: of greedy outputs, where it has them."""
 
     said: str
     metric: str
@@ -59,7 +59,8 @@ class Requirement:
 
     def failure(self, result: Mapping[str, Any]) -> str | None:
         """Return why the comparison `result` does not meet it, in a sentence; None if it does."""
-        entry = next(of for of in by_decoding(result)["greedy"] if label(of) == self.run)
+        shown = (entry for entries in by_decoding(result).values() for entry in entries)
+        entry = next(entry for entry in shown if label(entry) == self.run)
         found = entry["metrics"][self.metric]
         if found is None:
             reason = why_no_value(entry, self.metric)

@@ -358,6 +358,15 @@ def test_what_stands_for_several_samples_brings_all_of_them():
     assert output["samples"] == [{"text": "Ann 3"}, {"text": "Ann 5", "strange": [4, 5]}]
 
 
+def test_examples_begin_with_a_decoding_of_the_baseline():
+    content = small()
+    sft, grpo = content["results"]
+    content["results"] = [grpo | {"difference": None}, sft | {"decoding": "sampled"}, grpo | {"decoding": "sampled"}]
+    shown = browser_of(content, {"sft": 0, "grpo": 1})
+    assert (shown["baseline"], shown["last"]) == (1, 2)
+    assert [column["shown"] for column in shown["columns"]] == [False, True, True]
+
+
 def words_of(*outputs: tuple[str, str, list[float]]) -> list[dict]:
     """The distributions of words of runs, each with its decoding and a value a row."""
     rows = zip(*([(run, decoding, value) for value in values] for run, decoding, values in outputs), strict=True)

@@ -47,6 +47,13 @@ def test_what_holds(said, holds):
     assert (required.failure(result(rougeL=0.25, words=6.0)) is None) == holds
 
 
+def test_what_was_only_sampled_goes_by_its_samples():
+    shown = result()
+    shown["results"].append(shown["results"][-1] | {"run": "best_of_8"})
+    required = Requirement.read("best_of_8:words<99").among([*RUNS, "best_of_8"], METRICS)
+    assert required.failure(shown).endswith("fails: best_of_8 has words 99 [98, 100] over 3 rows.")
+
+
 def test_all_that_the_tables_show_can_be_named():
     shown = [*RUNS, "a/grpo, post-processed"]
     required = Requirement.read("a/grpo, post-processed:words>98").among(shown, METRICS)
