@@ -81,6 +81,8 @@ def model_of(run: Path, like: Recipe | None = None) -> Model:
     section = {**recipe.model} if recipe else {"dtype": "auto"}
     if stored:
         section.pop("model_revision", None)  # it is that of the model the run started from
+        if section.get("use_peft") and not (run / "adapter_config.json").exists():
+            section |= {"load_in_4bit": False, "load_in_8bit": False}  # merged into full weights
     return Model(run, section)
 
 
@@ -115,7 +117,7 @@ def samples_of_run(
 def _kept_or_new(
     what: str, decoder: "Decoder", recipe: Recipe, rows: "Dataset", settings: dict[str, float], samples: int
 ) -> "list[Output]":
-    from .evaluation.decoding import repeated
+    from .evaluation.decoding import draws_of, repeated
 
     prompts, run = repeated(rows["prompt"], samples), decoder.run
     key = fingerprint(prompts, recipe, settings)
@@ -123,6 +125,7 @@ def _kept_or_new(
     if outputs is None:
         settings = settings | {"max_new_tokens": max_new_tokens(recipe.values)}
         settings["batch_size"] = recipe.evaluation.batch_size
+        settings["draws"] = draws_of(models.prompt_ids(decoder.tokenizer, list(rows["prompt"])), samples)
         if not stored_recipe(run):
             return decoder.decode(prompts, what, **settings)
         keep = partial(keep_some_outputs, run, key)

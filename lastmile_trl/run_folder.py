@@ -5,7 +5,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -187,7 +188,17 @@ def kept_outputs(run: Path, fingerprint: str) -> "list[Output] | None":
     file = _outputs_file(run, fingerprint)
     if not file.exists():
         return None
-    return [Output(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    with _readable(file):
+        return [Output(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Name the file of outputs that is damaged."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:  # no JSON, no text, or no outputs
+        raise InputError(f"{file} is damaged: delete it, and what it held is decoded again.") from error
 
 
 def keep_some_outputs(run: Path, fingerprint: str, outputs: "Mapping[int, Output]") -> None:
@@ -205,7 +216,8 @@ def some_kept_outputs(run: Path, fingerprint: str) -> "dict[int, Output]":
     file = _outputs_file(run, fingerprint, ".part")
     if not file.exists():
         return {}
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    os.truncate(file, len(whole))  # a torn last line goes; JSON is ASCII
-    return {row: Output(**output) for line in whole.splitlines() for row, output in json.loads(line)}
+    with _readable(file):
+        text = file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        os.truncate(file, len(whole))  # a torn last line goes; JSON is ASCII
+        return {row: Output(**output) for line in whole.splitlines() for row, output in json.loads(line)}

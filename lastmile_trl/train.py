@@ -439,12 +439,13 @@ def _decode_in_training(
     from trl.distributed import DistributedBackend
     from trl.models.utils import unwrap_model_for_generation
 
-    from .evaluation.decoding import decode, grouped, repeated
+    from .evaluation.decoding import decode, draws_of, grouped, repeated
 
     accelerator = trainer.accelerator
     # Equal shares, some rows twice: sharded weights are gathered at every step, so all processes must take as many.
     size = -(-len(rows) // accelerator.num_processes)
     share = [(accelerator.process_index * size + step) % len(rows) for step in range(size)]
+    draws = grouped(draws_of(models.prompt_ids(trainer.processing_class, list(rows["prompt"])), samples), samples)
     with (
         unwrap_model_for_generation(
             trainer.model_wrapped,
@@ -461,6 +462,7 @@ def _decode_in_training(
             repeated([rows[index]["prompt"] for index in share], samples),
             max_new_tokens=max_new_tokens(recipe.values),
             batch_size=recipe.evaluation.batch_size,
+            draws=[draw for index in share for draw in draws[index]],
             on_batch=on_batch,
             **settings,
         )

@@ -222,6 +222,20 @@ def test_base_of_an_adapter_is_the_model_under_it_loaded_as_the_run(recipe, tiny
     assert outputs.started_from("base", {"rl": tmp_path / "rl"}, stage).path == tiny_model_folder
 
 
+def test_a_merged_run_is_loaded_as_the_full_weights_it_has(recipe, adapter, tmp_path):
+    from lastmile_trl.merge import merge
+
+    run = Path(adapter("qlora"))
+    section = {**LORA, "model_name_or_path": "x", "load_in_4bit": True}
+    (run / "recipe.yaml").write_text(json.dumps(recipe().values | {"model": section}))
+    (run / "environment.json").write_text("{}")
+    merged = merge(run, tmp_path / "merged")
+    assert outputs.model_of(run).section["load_in_4bit"] is True
+    decoder = outputs.Decoder(outputs.model_of(merged))
+    assert decoder.config.load_in_4bit is False and not getattr(decoder.model, "is_quantized", False)
+    assert decoder.decode(["the big red cat =>"], "it", max_new_tokens=4) == said(None, run)[:1]
+
+
 def test_the_base_of_a_run_that_made_its_own(recipe, tmp_path):
     (tmp_path / "sft").mkdir()
     stored = recipe(start="synthetic:base").values
@@ -402,6 +416,21 @@ def test_a_line_that_was_torn_is_decoded_again(tmp_path):
     keep_outputs(tmp_path, "x", [first, second])
     assert kept_outputs(tmp_path, "x") == [first, second] and some_kept_outputs(tmp_path, "x") == {}
     assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["x.jsonl"]
+
+
+@pytest.mark.parametrize("damage", ['{"text": "a d', '{"words": "a"}', "7", "\xe9"])
+def test_outputs_that_are_damaged_are_named(tmp_path, damage):
+    from lastmile_trl.errors import InputError
+    from lastmile_trl.evaluation.decoding import Output
+    from lastmile_trl.run_folder import keep_outputs, keep_some_outputs, kept_outputs, some_kept_outputs
+
+    keep_outputs(tmp_path, "x", [Output("a", [5], True)])
+    keep_some_outputs(tmp_path, "y", {0: Output("a", [5], True)})
+    for name, read in (("x.jsonl", kept_outputs), ("y.part", some_kept_outputs)):
+        file = tmp_path / "outputs" / name
+        file.write_bytes(damage.encode("latin-1") + b"\n" + file.read_bytes())
+        with pytest.raises(InputError, match=rf"{name} is damaged: delete it, and what it held is decoded again\.$"):
+            read(tmp_path, name[0])
 
 
 # --- one base in memory --------------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 DASH = "–"
 NO_VALUE = "no row has a value"
+NOT_GENERATED = "nothing was generated"
+CHANGED = "the text is not what was generated"
 NO_TOKENS = "it counts generated tokens, and no model has generated these texts"
 ITSELF = "it is the baseline itself"
 KINDS = {"difference": False, "difference_to_postprocessed": True}  # of differences: is the baseline post-processed?
@@ -318,7 +320,7 @@ def _variants(
 
 
 def _results(values: _Values, variants: _Variants, metrics: Sequence[Reward], baseline: str) -> list[dict[str, Any]]:
-    entries = [_entry(key, values, variants[key], metrics, baseline) for key in values]
+    entries = [_entry(key, values, variants, metrics, baseline) for key in values]
     tested = [
         (entry[kind][name], minus(of_rows, values[baseline, entry["decoding"], KINDS[kind]][name]))
         for entry, of_run in zip(entries, values.values(), strict=True)
@@ -332,30 +334,30 @@ def _results(values: _Values, variants: _Variants, metrics: Sequence[Reward], ba
     return _corrected(entries)
 
 
-def _entry(
-    key: _Key, values: _Values, outputs: Sequence[Output], metrics: Sequence[Reward], baseline: str
-) -> dict[str, Any]:
+def _entry(key: _Key, values: _Values, variants: _Variants, metrics: Sequence[Reward], baseline: str) -> dict[str, Any]:
     run, decoding, processed = key
     estimates = {name: _json(interval(of_rows)) for name, of_rows in values[key].items()}
-    of_tokens = [metric.name for metric in metrics if "completion_ids" in metric.needs]
+    generated = any(output.ids is not None for output in variants[run, decoding, False])
+    of_ids = {metric.name: NO_TOKENS for metric in metrics if "completion_ids" in metric.needs}
+    of_ids["ended"] = CHANGED if generated else NOT_GENERATED
     return {
         "run": run,
         "decoding": decoding,
         "postprocessed": processed,
         "metrics": estimates,
         "missing": {
-            name: _why_none(outputs, name in of_tokens) for name, estimate in estimates.items() if estimate is None
+            name: _why_none(variants[key], of_ids.get(name)) for name, estimate in estimates.items() if estimate is None
         },
         **{kind: _difference(key, kind, values, baseline) for kind in KINDS},
     }
 
 
-def _why_none(outputs: Sequence[Output], of_tokens: bool) -> str:
-    """What the outputs themselves say, where they all do, or what the metric needs of them."""
+def _why_none(outputs: Sequence[Output], without_ids: str | None) -> str:
+    """What the outputs themselves say, where they all do, or what lacks of a metric where they have no ids."""
     said = [getattr(output, "why_none", None) for output in outputs]
     if all(said):
         return " or ".join(dict.fromkeys(said))
-    return NO_TOKENS if of_tokens and all(output.ids is None for output in outputs) else NO_VALUE
+    return without_ids if without_ids and all(output.ids is None for output in outputs) else NO_VALUE
 
 
 def _difference(key: _Key, kind: str, values: _Values, baseline: str) -> dict[str, dict | None] | None:

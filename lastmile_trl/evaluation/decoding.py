@@ -82,16 +82,18 @@ def decode(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    draws: Sequence[tuple[int, int]] | None = None,
     known: Mapping[int, Output] | None = None,
     on_outputs: Callable[[dict[int, Output]], None] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[Output]:
     """Complete every prompt once, in order; temperature 0 is greedy.
 
-    Every row draws from a random generator of its own, seeded by `seed`, its prompt and how often that came before, so
-    a sample depends on the batch size and the other rows only through the rounding of padded batches, and torch's
-    global state is not touched. The model's own generation settings are set aside, except its end tokens. A model in
-    training comes back as it was; a sharded one must be gathered first (`trl.models.unwrap_model_for_generation`).
+    Every row draws from a random generator of its own, seeded by `seed`, its prompt and its entry of `draws`, which are
+    those of `draws_of` for all rows where these are a part of them. So a sample depends on the batch size and the other
+    rows only through the rounding of padded batches, and torch's global state is not touched. The model's own
+    generation settings are set aside, except its end tokens. A model in training comes back as it was; a sharded one
+    must be gathered first (`trl.models.unwrap_model_for_generation`).
 
     Rows whose outputs are `known` are not decoded. `on_outputs` is given the new outputs of each batch by row,
     `on_batch` how many rows are done.
@@ -112,6 +114,7 @@ def decode(
             end_ids,
             batch_size=batch_size,
             seed=seed,
+            draws=draws,
             known=known,
             on_outputs=on_outputs,
             on_batch=on_batch,
@@ -126,13 +129,16 @@ def in_batches(
     *,
     batch_size: int,
     seed: int = 0,
+    draws: Sequence[tuple[int, int]] | None = None,
     known: Mapping[int, Output] | None = None,
     on_outputs: Callable[[dict[int, Output]], None] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> list[Output]:
     """What `decode` does around `complete`, which continues the tokens of a batch, each with a seed of its own."""
     ids = _tokenize(tokenizer, prompts)
-    seeds = _seeds(ids, seed)
+    if draws is None:  # a prompt that stands there again is one more sample
+        draws = [(0, earlier) for earlier, _ in draws_of(ids)]
+    seeds = _seeds(ids, seed, draws)
     outputs = dict(known or {})
     order = sorted((row for row in range(len(prompts)) if row not in outputs), key=lambda row: -len(ids[row]))
     for start in range(0, len(order), batch_size):
@@ -201,14 +207,27 @@ def _up_to_end(ids: list[int], end_ids: list[int]) -> list[int]:
     return ids[: end + 1]
 
 
-def _seeds(prompts: list[list[int]], seed: int) -> list[int]:
-    """A seed per row that no other row shares, wherever the row stands and whichever process decodes it."""
+def draws_of(prompts: Iterable[list[int]], samples: int = 1) -> list[tuple[int, int]]:
+    """What tells apart the rows of one prompt and their samples: how often it came before, and which sample it is.
+
+    >>> draws_of([[5, 6], [7], [5, 6]], samples=2)
+    [(0, 0), (0, 1), (0, 0), (0, 1), (1, 0), (1, 1)]
+    """
     earlier: Counter = Counter()
-    seeds = []
+    draws = []
     for ids in map(tuple, prompts):
-        # torch's generators want well mixed seeds, and Python mixes a text into one
-        seeds.append(random.Random(f"{seed} {earlier[ids]} {ids}").getrandbits(63))
+        draws += [(earlier[ids], sample) for sample in range(samples)]
         earlier[ids] += 1
+    return draws
+
+
+def _seeds(prompts: list[list[int]], seed: int, draws: Sequence[tuple[int, int]]) -> list[int]:
+    """A seed per row that no other row shares, wherever the row stands and whichever process decodes it."""
+    seeds = []
+    for ids, (earlier, sample) in zip(map(tuple, prompts), draws, strict=True):
+        # torch's generators want well mixed seeds, and Python mixes a text into one
+        text = f"{seed} {sample} {ids}{f' {earlier}' if earlier else ''}"
+        seeds.append(random.Random(text).getrandbits(63))
     return seeds
 
 

@@ -49,6 +49,7 @@ def per_output(
     """By row and metric a value for each output: the given metrics first, then those that are always measured.
 
     The metrics are called as TRL calls rewards, and know from `ended` whether a completion ended by itself.
+    What was not generated, as `ids` say, has not `ended` either way.
     """
     for metric in metrics:
         if metric.name in ALWAYS_MEASURED:
@@ -58,7 +59,7 @@ def per_output(
     values = scored(outputs, rows, metrics) | {
         "words": [float(len(text.split())) for text in texts],
         "length_ratio": [length_ratio(text, row["references"]) for text, row in zip(texts, rows, strict=True)],
-        "ended": [float(output.ended) for output in outputs],
+        "ended": [None if output.ids is None else float(output.ended) for output in outputs],
         "repeated_3grams": [repeated_3grams(text) for text in texts],
     }
     return {name: [[each[n] for n in of_row] for of_row in numbers] for name, each in values.items()}

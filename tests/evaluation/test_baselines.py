@@ -51,7 +51,7 @@ def test_references_are_held_against_the_others_of_their_row():
     assert values["words"] == [pytest.approx(8 / 3), None]
     # 3 words against 3; 2 against 3; 3 against 3
     assert values["length_ratio"] == [pytest.approx((1 + 2 / 3 + 1) / 3), None]
-    assert values["ended"] == [1.0, None] and values["repeated_3grams"] == [0.0, None]
+    assert values["ended"] == [None, None] and values["repeated_3grams"] == [0.0, None]
 
 
 def test_rows_without_any_output_have_no_value_and_ask_no_metric():

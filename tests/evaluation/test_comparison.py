@@ -163,12 +163,24 @@ def test_every_value_that_is_missing_says_why():
     result = compare(given, rows(2), metrics, rewarded=set(), postprocessed=["empty"])
     sft, empty, processed, both, some = result["results"]
     assert sft["missing"] == {"never": "no row has a value"}
+    assert some["metrics"]["ended"]["rows"] == 1, "of the one that was generated"
     assert empty["missing"] == processed["missing"] == dict.fromkeys(result["metrics"], "no source")
     assert set(both["missing"].values()) == {"no source or one reference"}
     assert some["missing"] == {"m": "no row has a value", "never": "no row has a value"}, "its words are known"
     assert why_no_value(empty, "m") == "no source"
     del empty["missing"]  # as in older files
     assert why_no_value(empty, "m") == "no row has a value"
+
+
+def test_what_was_not_generated_has_not_ended():
+    copied = [Output("1 of the source.", None, True)] * 2
+    given = {"sft": {"greedy": outputs("1", "2")}, "lead": {"greedy": copied}}
+    result = compare(given, rows(2), [numbers("m")], rewarded=set(), postprocessed=["sft", "lead"])
+    sft, processed, *leads = result["results"]
+    assert sft["metrics"]["ended"]["mean"] == 1 and sft["missing"] == {}
+    assert processed["missing"] == {"ended": "the text is not what was generated"}
+    assert [lead["missing"] for lead in leads] == [{"ended": "nothing was generated"}] * 2
+    assert all(lead["difference"]["ended"] is None for lead in leads)
 
 
 def test_every_difference_that_is_missing_says_why():
@@ -214,7 +226,7 @@ def test_below_the_tables_every_dash_is_explained_once():
     assert dashes(result) == expected
     assert all(f"\n\n{line}\n" in markdown(result) for line in expected)
     assert all(line in " ".join(printed(result).split()) for line in expected)
-    assert dashes(compare(two_runs(), rows(2), [numbers("m")], rewarded=set(), postprocessed=["sft"])) == []
+    assert dashes(compare(two_runs(), rows(2), [numbers("m")], rewarded=set())) == []
 
 
 def test_only_several_samples_are_listed():
@@ -419,15 +431,15 @@ def test_every_p_is_corrected_for_all_differences_of_its_kind_at_its_decoding():
     result = compare(given, rows(rows_), [numbers("m")], rewarded=set(), postprocessed=["sft"])
     # two of 4,096 signs; of large, whose last row has no say, two of 2,048; of c, every sum is as large as 0
     p = {"sft": None, "a": 2 / 4096, "b": 2 / 2048, "c": 1.0}
-    # greedy and sampled are corrected apart: 4 runs, of which one is shown twice, x 5 metrics
-    adjusted = {"a": 20 * p["a"], "b": 19 * p["b"], "c": 1.0}
+    # greedy and sampled are corrected apart: 3 runs x 5 metrics, and 4 of the baseline post-processed: all but ended
+    adjusted = {"a": 19 * p["a"], "b": 18 * p["b"], "c": 1.0}
     for entry in result["results"]:
         if entry["run"] != "sft":
             of = entry["difference"]["m"]
             assert (of["p"], of["p_adjusted"]) == (p[entry["run"]], pytest.approx(adjusted[entry["run"]]))
-            # without the post-processed baseline itself
+            # without the post-processed baseline itself, nor ended, which that has not
             assert entry["difference_to_postprocessed"]["m"]["p_adjusted"] == pytest.approx(
-                {"a": 15 * p["a"], "b": 14 * p["b"], "c": 1.0}[entry["run"]]
+                {"a": 12 * p["a"], "b": 11 * p["b"], "c": 1.0}[entry["run"]]
             )
 
 
@@ -676,14 +688,14 @@ def test_markdown_by_hand():
         "| 0.750 [0.500, 1.000] | 4.000 [4.000, 4.000] | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] "
         "| 0.000 [0.000, 0.000] |",
         "| grpo, post-processed | greedy | 0.250 [0.250, 0.250], no difference shown, p = 1.000 "
-        "| 0.750 [0.500, 1.000] | 3.000 [3.000, 3.000] | 0.750 [0.750, 0.750] | 1.000 [1.000, 1.000] "
-        "| 0.000 [0.000, 0.000] |",
+        "| 0.750 [0.500, 1.000] | 3.000 [3.000, 3.000] | 0.750 [0.750, 0.750] | – | 0.000 [0.000, 0.000] |",
     ]
     del result["steps"], result["postprocessing"]  # as in older files
     assert markdown(result).endswith(
         "\n\nMeans over 2 held-out rows with 95 % bootstrap intervals. \\* was a reward in training. ↑ and ↓: a "
         "difference to sft is shown. p is that of a randomisation test, corrected (Holm) for all differences "
-        "of its kind at a decoding; a difference is shown where it is below 0.05.\n"
+        "of its kind at a decoding; a difference is shown where it is below 0.05."
+        "\n\n– the text is not what was generated: ended of grpo, post-processed\n"
     )
 
 

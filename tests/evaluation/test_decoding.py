@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.evaluation.decoding import Output, decode
+from lastmile_trl.evaluation.decoding import Output, decode, draws_of, repeated
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w13", "w1 w2 w3", "w20 w3 w17 w2"]
 
@@ -119,6 +119,20 @@ def test_samples_follow_the_seed_and_the_prompt_but_not_the_batch(model, tokeniz
     assert sample(PROMPTS[3::-1], seed=1) == first[3::-1], "the place of a row counts"
     assert sample(seed=2) != first
     assert first[0] != first[4], "two rows of one prompt drew the same numbers"
+
+
+def test_rows_of_one_prompt_have_their_samples_wherever_and_however_often_they_are_drawn(model, tokenizer):
+    def sample(prompts, draws):
+        return decode(model, tokenizer, prompts, max_new_tokens=10, temperature=1.0, draws=draws)
+
+    prompts = ["w4 w2", "w5", "w4 w2", "w4 w2"]
+    ids = tokenizer(prompts)["input_ids"]
+    one, three = sample(prompts, draws_of(ids)), sample(repeated(prompts, 3), draws_of(ids, 3))
+    assert three[::3] == one, "the first of several is what a single one is"
+    of_prompt = [three[row] for row in (0, 1, 2, 6, 7, 8, 9, 10, 11)]
+    assert len({output.text for output in of_prompt}) == 9, "no two are the same draw"
+    shares = [sample(prompts[start::2], draws_of(ids)[start::2]) for start in (0, 1)]
+    assert [shares[0][0], shares[1][0], shares[0][1], shares[1][1]] == one, "as in two processes"
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.5, 0.6)])
