@@ -288,7 +288,7 @@ def _check(words: argparse.Namespace) -> int:
     recipes = collect(*_split([*words.recipe, *words.overrides]))
     problems, upcoming, sound = 0, {}, []
     for recipe in recipes:
-        findings = check(recipe, launch.processes, upcoming, distributed=launch.distributed)
+        findings = check(recipe, launch.processes, upcoming, distributed=launch.distributed, stages=recipes)
         if not findings.problems:
             sound.append((recipe, dict(upcoming)))
         upcoming[recipe.run] = recipe
@@ -355,7 +355,7 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
             if words.dry_run:
                 _print(f"# {recipe.source}\n{recipe.yaml()}# {own.shell(recipe)}\n")
             elif not _skips(recipe, words, upcoming):
-                findings = check(recipe, own.processes, upcoming, words.force, own.distributed)
+                findings = check(recipe, own.processes, upcoming, words.force, own.distributed, recipes)
                 for text in findings.problems:
                     note(f"Error: {recipe.source}: {text}")
                 if findings.problems:
@@ -622,8 +622,11 @@ def _evaluate(words: argparse.Namespace) -> int:
     evaluation["max_new_tokens"] = max_new_tokens(source.values)
     values = {"data": source.values["data"], "evaluation": evaluation, "training": {"output_dir": str(output)}}
     recipe = Recipe(Path(words.data), {"method": "evaluate", **values})
-    if problems := preflight.check(recipe).problems:
-        raise InputError(" ".join(problems))
+    findings = preflight.check(recipe)
+    if findings.problems:
+        raise InputError(" ".join(findings.problems))
+    for text in findings.warnings:
+        note(f"Warning: {text}")
     measured = [*(metric.name for metric in rewards.build(recipe.evaluation.metrics)), *ALWAYS_MEASURED]
     processed = [label({"run": name, "postprocessed": True}) for name in preflight.post_processed(recipe)]
     recipes = [label({"run": name, "postprocessed": False, "seeds": of}) for name, of in seeds_of(names).items()]

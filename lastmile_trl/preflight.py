@@ -5,7 +5,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,10 +48,12 @@ def check(
     upcoming: Collection[Path] = (),
     force: bool = False,
     distributed: str = "NO",
+    stages: Sequence[Recipe] = (),
 ) -> Findings:
     """Look for everything that would stop the recipe.
 
-    ``upcoming`` are run folders that earlier stages will make, ``distributed`` is accelerate's kind of launch.
+    ``upcoming`` are run folders that earlier stages will make, ``stages`` the recipes of all, ``distributed`` is
+    accelerate's kind of launch.
     """
     findings = Findings()
     if any(_on_hub(name, upcoming) for name in [*recipe.builds_on, recipe.data.path]):
@@ -69,6 +71,7 @@ def check(
         lambda: _check_baselines(recipe, upcoming),
         lambda: _check_postprocessed(recipe, upcoming, findings),
         lambda: _check_data(recipe, processes, upcoming, distributed, findings),
+        lambda: _check_leaks(recipe, stages, findings),
         lambda: _check_hub(recipe),
     ]
     for step in checks:
@@ -682,6 +685,13 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _check_leaks(recipe: Recipe, stages: Sequence[Recipe], findings: Findings) -> None:
+    if recipe.method != "pairs":
+        from .leakage import leaks
+
+        findings.warnings += leaks(_runs(recipe), recipe, stages)
 
 
 def prompts_per_generation(recipe: Recipe, processes: int) -> int:

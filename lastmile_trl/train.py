@@ -15,6 +15,7 @@ from . import data as data_module
 from .errors import InputError, RunError, first_line
 from .evaluation import postprocess
 from .files import write_whole
+from .leakage import leaks
 from .models import Loaded
 from .outputs import (
     bar,
@@ -31,7 +32,7 @@ from .outputs import (
     started_from,
     surprises_of_run,
 )
-from .recipe import IN_ONE_PROCESS, METHODS, RL, Data, Recipe, max_new_tokens, short_names
+from .recipe import IN_ONE_PROCESS, METHODS, RL, Recipe, max_new_tokens, short_names
 from .run_folder import (
     alarms,
     environment_of,
@@ -478,26 +479,11 @@ def compare(recipe: Recipe) -> dict[str, Any]:
     _check_alone(recipe)
     rows = data_module.load(recipe.data)
     runs = short_names(recipe.evaluation.runs)
-    notes = []
-    for name, run in runs.items():
-        if (stored := stored_recipe(run)) and (key := _other_rows(stored.data, recipe.data)):
-            notes.append(f"{name} was trained with another data.{key}: it may have seen rows that are held out here.")
-    for text in notes:
-        note(text)
     outputs, held_out, likelihoods = _answers(recipe, runs, rows)
     metrics = _untrained(recipe.evaluation.metrics, recipe, rows, next(iter(runs.values())))
     steps = postprocess.build(recipe.evaluation.steps, rows.train["references"])
     shown, rewarded = preflight.post_processed(recipe), _rewarded(recipe.evaluation.metrics, runs.values())
-    return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, shown, steps, likelihoods, notes)
-
-
-def _other_rows(trained: Data, evaluated: Data) -> str | None:
-    """The first key by which two data sections hold out different rows; pairs hold out what their own rows do."""
-    keys = ("path", "name", "revision", "split", "eval_split", "held_out", "group_by")
-    key = next((key for key in keys if getattr(trained, key) != getattr(evaluated, key)), None)
-    if key == "path" and (made := stored_recipe(Path(trained.path))) and made.method == "pairs":
-        return _other_rows(made.data, evaluated)
-    return key
+    return _write_comparison(recipe, outputs, runs, held_out, metrics, rewarded, shown, steps, likelihoods)
 
 
 def _untrained(entries: Sequence, recipe: Recipe, rows: data_module.Rows, run: Path) -> "list[rewards.Reward]":
@@ -604,7 +590,6 @@ def _write_comparison(
     postprocessed: list[str],
     steps: "list[Step]",
     likelihoods: dict[str, dict[str, dict[str, float]]],
-    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     from .evaluation import comparison
     from .evaluation.baselines import source_column
@@ -628,9 +613,10 @@ def _write_comparison(
     for name, of_run in likelihoods.items():
         for decoding, values in of_run.items():
             result["corpus"][name][decoding] |= values
+    result["notes"] = leaks(runs, recipe)
     write_whole(recipe.run / "evaluation.json", json.dumps(result, indent=1))
     histories = {name: history(run) for name, run in runs.items()}
-    write_report(result, histories, recipe.run / "report.html", [*notes, *alarms(runs), *recipe.evaluation.notes])
+    write_report(result, histories, recipe.run / "report.html", [*alarms(runs), *recipe.evaluation.notes])
     return result
 
 

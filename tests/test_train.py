@@ -637,4 +637,27 @@ def test_runs_that_held_out_other_rows_are_named(recipe):
         },
     )
     train.run(both)
-    assert "sft was trained with another data.held_out" in (both.run / "report.html").read_text()
+    said = "sft was trained with another data.held_out: it may have seen rows that are held out here."
+    assert json.loads((both.run / "evaluation.json").read_text())["notes"] == [said]
+    assert said in (both.run / "report.html").read_text()
+
+
+def test_a_stage_says_so_of_those_before_it_and_keeps_it(recipe, capsys):
+    sft = recipe(run="sft")
+    train.run(sft)
+    more = {"held_out": sft.values["data"]["held_out"] + 2}
+    grpo = recipe(
+        "grpo", run="grpo", model={"model_name_or_path": str(sft.run)}, data=more, evaluation={"sampled": False}
+    )
+    said = f"grpo goes back to {sft.run}, which was trained with another data.held_out"
+    [warning] = preflight.check(grpo).warnings
+    assert warning.startswith(said)
+    train.run(grpo)
+    page = grpo.run / "report.html"
+    assert said in page.read_text()
+    page.unlink()
+    with pytest.raises(SystemExit):
+        cli.main(["report", str(grpo.run)])
+    assert page.read_text().count(said) == 1
+    cli._show(grpo.run)
+    assert said in " ".join(capsys.readouterr().out.split())

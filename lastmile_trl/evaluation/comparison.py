@@ -20,7 +20,8 @@
      "postprocessing": [STEP or {STEP: arguments}],  # with what was learned of the training references
      "steps": {RUN: {DECODING: {STEP: count}}},    # outputs that each of these steps changed
      "processed": {RUN: {DECODING: count}},        # of so many
-     "corpus": {RUN: {DECODING: {NAME: number | null}}}}  # what describes all texts of a run at once
+     "corpus": {RUN: {DECODING: {NAME: number | null}}},  # what describes all texts of a run at once
+     "notes": [...]}                           # runs that may have been trained on rows that are held out here
 
 An INTERVAL is {"mean", "low", "high", "rows"}: a mean over that many rows with its 95 % bootstrap interval. A
 DIFFERENCE is one too, the mean over rows of run minus baseline at the same decoding, null where the baseline lacks it,

@@ -16,7 +16,7 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
     """Write the comparison `result` and the runs' training `histories` as one HTML file that needs no network.
 
     `result` is what `compare` returns; `histories` maps a run's name to its logged rows; `notes` are paragraphs shown
-    under the table. Returns `path`.
+    under the table, after the result's own. Returns `path`.
     """
     from markupsafe import Markup
 
@@ -43,7 +43,7 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
         rows=result["rows"],
         baseline=result["baseline"],
         sections={id: name for id, (name, content) in sections.items() if content},
-        notes=notes,
+        notes=[*result.get("notes", []), *notes],
         table=_table(result, slots),
         how_tested=how_tested(result),
         distributions=spread,

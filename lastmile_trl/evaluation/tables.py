@@ -48,6 +48,7 @@ def table(result: Mapping[str, Any]) -> Group:
             details = label(entry).removeprefix(entry["run"]).replace("post-", "post-\n")
             blocks.setdefault(decoding, []).append([entry["run"] + details, *difference, *cells])
     below = [f"{_legend(result)} ± is half an interval's width.", *dashes(result), *_post_processing(result)]
+    below += result.get("notes", [])
     return Group(_Parts(header, blocks), Text("\n".join(below)), *_corpus_table(result))
 
 
@@ -61,7 +62,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             difference = [_difference_cell(entry, result, _with_p)] if compared else []
             cells = [_cell(entry["metrics"].get(name), with_interval, f" {arrow(entry, name)}") for name in names]
             lines.append([label(entry), decoding, *difference, *map(str.strip, cells)])
-    below = [_legend(result), *dashes(result), *_post_processing(result), *_corpus_markdown(result)]
+    below = [_legend(result), *dashes(result), *_post_processing(result), *result.get("notes", [])]
+    below += _corpus_markdown(result)
     return "\n\n".join([_markdown_table(lines), *below]).replace("*", r"\*") + "\n"
 
 

@@ -600,6 +600,12 @@ def test_without_a_difference_over_seeds_the_answer_is_about_the_run():
     assert answer(one_recipe).startswith("No difference is shown between grpo-2 and sft-0 on m: 0.500 [0.500, 0.500]")
 
 
+def test_what_an_evaluation_has_noted_is_said_below_the_tables():
+    result = compare(two_runs(), rows(2), [numbers("m")], rewarded=set()) | {"notes": ["grpo may have seen *a row*."]}
+    assert markdown(result).endswith("\n\ngrpo may have seen \\*a row\\*.\n")
+    assert printed(result).rstrip().endswith("\ngrpo may have seen *a row*.")
+
+
 def test_the_page_names_all_there_is():
     given, seeds = three_seeds()
     result = compare(given, rows(4), [numbers("m")], rewarded=set(), postprocessed=["sft-0"], seeds=seeds)

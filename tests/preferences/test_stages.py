@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from lastmile_trl import preflight, run_folder, train
 from lastmile_trl.errors import InputError, RunError
+from lastmile_trl.leakage import leaks
 from lastmile_trl.outputs import generate
 from lastmile_trl.preferences import stage
 from lastmile_trl.recipe import WITH_PAIRS, Recipe, collect
@@ -94,8 +95,9 @@ def test_pairs_of_negatives_are_a_data_set_that_the_same_template_reads(recipe):
     assert set(evaluation(reward)["categories"]) == {"truncated", "shuffled"}
     assert made.run.as_posix() in json.loads((reward.run / "environment.json").read_text())["started_from"]
     # what the pairs hold out, their own rows hold out too
-    assert train._other_rows(reward.data, made.data) is None
-    assert train._other_rows(reward.data, recipe("sft", data={"held_out": 3}).data) == "held_out"
+    assert leaks({"reward": reward.run}, made) == []
+    [said] = leaks({"reward": reward.run}, recipe("sft", run="sft", data={"held_out": 1000}))
+    assert said.startswith("reward was trained with another data.held_out")
 
 
 def test_samples_with_the_defaults_beside_negatives(recipe):
