@@ -545,7 +545,7 @@ def _answers(recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows) -> "
             beside[baseline.name] = {"sampled": baseline.outputs(samples[baseline.name], shown, judges)}
         else:
             beside[baseline.name] = dict.fromkeys(decodings(recipe.evaluation), baseline.outputs(shown))
-    return {**beside, **{name: outputs[name] for name in runs}}, held_out, likelihoods
+    return {**{name: outputs[name] for name in runs}, **beside}, held_out, likelihoods
 
 
 def _references(rows: "Dataset") -> list[tuple]:
@@ -598,16 +598,18 @@ def _write_comparison(
 
     rows = held_out.to_list()
     beside = [name for name in outputs if name not in runs]
+    # A run is held against another run, or against the only thing there is.
+    baseline = beside[0] if len(beside) == len(runs) == 1 else next(iter(runs))
     result = comparison.compare(
-        outputs,
+        {baseline: outputs[baseline], **outputs},
         rows,
         metrics,
         rewarded=rewarded,
         postprocessed=postprocessed,
         steps=steps,
         seeds=seeds_of(runs),
-        # A run is held against another run, or against the only thing there is.
-        baseline=beside[0] if len(beside) == len(runs) == 1 else next(iter(runs)),
+        baseline=baseline,
+        beside=beside,
     )
     result["corpus"] = corpus_metrics(outputs, rows, source_column(recipe.data))
     for name, of_run in likelihoods.items():

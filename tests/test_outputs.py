@@ -134,7 +134,7 @@ def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, lo
     assert preflight.check(grpo).problems == []
     train.run(grpo)
     result, entries = shown(grpo.run)
-    names = ["lead", "reference", "oracle_best_of_3 of sft", "base", "sft", "grpo"]
+    names = ["grpo", "lead", "reference", "oracle_best_of_3 of sft", "base", "sft"]
     best = "oracle_best_of_3 of sft"
     everywhere = [(name, decoding) for decoding in ("greedy", "sampled") for name in names]
     assert entries == [entry for entry in everywhere if entry != (best, "greedy")]
@@ -173,7 +173,9 @@ def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, lo
     loads.clear()
     train.run(both)
     result, entries = shown(both.run)
+    names = ["sft", "grpo", "lead", "reference", "oracle_best_of_3 of sft", "base"]
     assert [name for name, decoding in entries if decoding == "sampled"] == names
+    assert result["beside"] == names[2:]
     assert result["baseline"] == "sft"
     assert set(loads) == {*runs, str(tiny_model_folder)}  # for the likelihoods, and to decode the base
 

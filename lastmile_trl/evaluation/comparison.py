@@ -3,6 +3,7 @@
     {"version": 2,
      "rows": 300,                              # held-out rows
      "baseline": "sft",                        # the run all others are held against
+     "beside": ["lead"],                       # the others that are no runs, last in every table
      "metrics": {NAME: {"rewarded": bool}},    # a reward of some run may have been gamed; the first is the primary one
      "results": [                              # by decoding, greedy first; in it by run, raw first
        {"run": "grpo", "decoding": "greedy", "postprocessed": false,
@@ -84,12 +85,13 @@ def compare(
     steps: Sequence[Step] | None = None,
     baseline: str | None = None,
     seeds: Mapping[str, Sequence[str]] | None = None,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure the outputs of every run and decoding on the same rows; the result is described above.
 
     `rewarded` names the metrics that were rewards in training, `postprocessed` the runs to show a second time after
     post-processing in `steps`. The baseline is the first run unless named. `seeds` groups the runs of one recipe, by
-    its name and in the order of their seeds.
+    its name and in the order of their seeds. `beside` names those of the outputs that are no run's.
     """
     _check(
         outputs, rows, [*postprocessed, *([baseline] if baseline else []), *sum(map(list, (seeds or {}).values()), [])]
@@ -104,6 +106,7 @@ def compare(
         "version": 2,
         "rows": len(rows),
         "baseline": baseline,
+        "beside": [name for name in beside if name != baseline],
         "metrics": {name: {"rewarded": name in rewarded} for name in names},
         "results": _results(values, variants, metrics, baseline),
         "over_seeds": _over_seeds(seeds or {}, values, baseline),
@@ -125,7 +128,7 @@ def answer(result: Mapping[str, Any]) -> str:
     primary, baseline = primary_metric(result), result["baseline"]
     if _better(primary) is None:
         return "No metric was given, so nothing says which run is better."
-    entry = _last_run(result)
+    entry = _of_last_run(result)
     if entry["run"] == baseline:
         score = _known(entry["metrics"][primary])
         said = with_interval(score) if score else "nothing that could be scored"
@@ -147,11 +150,26 @@ def answer(result: Mapping[str, Any]) -> str:
 
 
 def by_decoding(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """What there is to show, by decoding: the runs, then the recipes over their seeds."""
+    """What there is to show, by decoding: the runs, the recipes over their seeds, then what stands beside them."""
+    beside = result.get("beside", [])  # unknown in older files
+    first = [entry for entry in result["results"] if entry["run"] not in beside]
+    last = [entry for entry in result["results"] if entry["run"] in beside]
     entries: dict[str, list] = {}
-    for entry in [*result["results"], *result.get("over_seeds", [])]:
+    for entry in [*first, *result.get("over_seeds", []), *last]:
         entries.setdefault(entry["decoding"], []).append(entry)
     return entries
+
+
+def last_run(result: Mapping[str, Any]) -> str:
+    """The last run that is not the baseline; where there is none, what stands last beside it, or itself.
+
+    >>> results = [{"run": "sft"}, {"run": "grpo"}, {"run": "lead"}]
+    >>> last_run({"baseline": "sft", "results": results, "beside": ["lead"]})
+    'grpo'
+    """
+    others = [entry["run"] for entry in result["results"] if entry["run"] != result["baseline"]]
+    runs = [run for run in others if run not in result.get("beside", [])]
+    return [result["baseline"], *(runs or others)][-1]
 
 
 def changed(result: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -476,12 +494,10 @@ def _seeds(entry: Mapping[str, Any]) -> str:
     return f", {len(entry['seeds'])} seeds" if "seeds" in entry else ""
 
 
-def _last_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The raw outputs of the last run that is not the baseline, at the first decoding the baseline has too."""
-    raw = [entry for entry in result["results"] if not entry["postprocessed"]]
-    runs = list(dict.fromkeys(entry["run"] for entry in raw))
-    run = next((run for run in reversed(runs) if run != result["baseline"]), result["baseline"])
-    of_run = [entry for entry in raw if entry["run"] == run]
+def _of_last_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The raw outputs of that run, at the first decoding the baseline has too."""
+    run = last_run(result)
+    of_run = [entry for entry in result["results"] if entry["run"] == run and not entry["postprocessed"]]
     return next((entry for entry in of_run if entry["difference"]), of_run[0])
 
 

@@ -14,17 +14,17 @@ REPEATED = 3  # words in a row
 
 def browser(result: dict, slots: dict[str, int]) -> dict:
     """A column per output, and per example the texts and values in that order."""
-    from lastmile_trl.evaluation.comparison import why_no_value
+    from lastmile_trl.evaluation.comparison import last_run, why_no_value
 
     metrics, entries = list(result["metrics"]), result["results"]
     known = set().union(*map(inner_names, _texts(result["examples"])))
     first = next(of["decoding"] for of in entries if of["run"] == result["baseline"])
     raw = [index for index, of in enumerate(entries) if of["decoding"] == first and not of["postprocessed"]]
-    others = [index for index in raw if entries[index]["run"] != result["baseline"]]
+    place = {entries[index]["run"]: index for index in raw}
     return {
         "metrics": [{"name": name, "better": ALWAYS_MEASURED.get(name, "higher")} for name in metrics],
-        "baseline": next((index for index in raw if index not in others), None),
-        "last": (others or raw)[-1],
+        "baseline": place[result["baseline"]],
+        "last": place.get(last_run(result), raw[-1]),
         "columns": [
             {
                 "run": of["run"],

@@ -76,7 +76,7 @@ def fill(template: str, path: Path, **content: object) -> Path:
 
 def _title(result: dict) -> str:
     runs = list(dict.fromkeys(entry["run"] for entry in result["results"]))
-    others = [run for run in runs if run != result["baseline"]]
+    others = [run for run in runs if run not in (result["baseline"], *result.get("beside", []))]
     return f"{', '.join(others)} against {result['baseline']}" if others else result["baseline"]
 
 

@@ -667,6 +667,30 @@ def test_a_table_that_is_too_wide_goes_on_below_with_its_numbers_whole(width, pa
     assert text.count("─\n") == len(re.findall(r"^greedy *$", text, re.MULTILINE)) == parts
 
 
+def test_what_stands_beside_the_runs_comes_after_them():
+    """The baseline, the runs and the recipe over its seeds come first; the answer is about the last of the runs."""
+    given = {
+        "sft": {"greedy": outputs("0", "0", "0", "1")},
+        "grpo-0": {"greedy": outputs("1", "1", "1", "2")},
+        "grpo-1": {"greedy": outputs("1", "1", "1", "2")},
+        "lead": {"greedy": outputs("2", "2", "2", "3")},
+    }
+    asked = {"rewarded": set(), "postprocessed": ["lead", "sft"], "seeds": {"grpo": ["grpo-0", "grpo-1"]}}
+    result = compare(given, rows(4), [numbers("m")], **asked, beside=["lead"])
+    assert result["beside"] == ["lead"]
+    names = ["sft", "sft, post-processed", "grpo-0", "grpo-1", "grpo, 2 seeds", "lead", "lead, post-processed"]
+    assert re.findall(r"^\| (.*?) \| greedy", markdown(result), re.MULTILINE) == names
+    assert re.findall(r"^(?:sft|grpo|lead)\S*", printed(result), re.MULTILINE) == [re.split(" ", n)[0] for n in names]
+    assert answer(result).startswith(answer(compare(dict([*given.items()][:3]), rows(4), [numbers("m")], **{
+        **asked, "postprocessed": ["sft"]})).split(" (")[0])  # fmt: skip
+    # With nothing else, the answer is about what stands beside the run.
+    alone = {name: given[name] for name in ("sft", "lead")}
+    assert "between lead and sft" in answer(compare(alone, rows(4), [numbers("m")], rewarded=set(), beside=["lead"]))
+    # An older file does not say what is beside its runs, which then came first.
+    del result["beside"]
+    assert comparison.last_run(result) == "lead"
+
+
 def test_a_single_run_has_no_difference_column():
     result = compare({"sft": {"greedy": outputs("1", "1")}}, rows(2), [numbers("m")], rewarded=set())
     assert "minus" not in printed(result)

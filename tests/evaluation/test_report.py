@@ -788,6 +788,25 @@ def test_browser_shows_labels_of_axes_whole(page, tmp_path):
     assert len(starts) == len(labels) and min(starts) >= 0
 
 
+def test_browser_shows_the_run_on_the_first_screen_beside_five_baselines(page, tmp_path):
+    content, (sft, run) = small(), small()["results"]
+    beside = ["lead", "lead_3", "reference", "oracle_best_of_128_with_a_long_name of sft", "base"]
+    content["results"] = [sft, run, *(run | {"run": name} for name in beside)]
+    content["beside"] = beside
+    page.get(write_report(content, {}, tmp_path / "report.html").as_uri())
+    assert texts(page, "h1") == ["grpo against sft"]
+    assert [name.strip() for name in texts(page, "tbody [scope=row]")] == ["sft", "grpo", *beside]
+    for width, height in ((1280, 800), (390, 844)):
+        window = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        width, bottom = page.execute_script(
+            "const { right, bottom } = document.querySelectorAll('tbody [scope=row]')[1].getBoundingClientRect();"
+            "return [right, bottom];"
+        )
+        assert bottom < height
+    assert width < 0.4 * 390, "of a phone: names wrap"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_browser_text_is_readable_in_both_schemes(page, scheme):
     page.execute_cdp_cmd(
