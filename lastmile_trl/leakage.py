@@ -17,7 +17,8 @@ def leaks(runs: Mapping[str, Path], recipe: Recipe, stages: Iterable[Recipe] = (
     for name, run in runs.items():
         for stage, trained in _stages(run, made).items():
             if key := _other_rows(_rows_of(trained.data, made), _rows_of(recipe.data, made)):
-                itself = name if stage == run else f"{name} goes back to {stage}, which"
+                # Without the path, as a card says it to others.
+                itself = name if stage == run else f"{name} goes back to {stage.name}, which"
                 found.append(
                     f"{itself} was trained with another data.{key}: it may have seen rows that are held out here."
                 )
