@@ -342,6 +342,7 @@ def _run(words: argparse.Namespace) -> int:
 def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
     """Check all stages first, then run them in order, each in its own process, up to the first failure."""
     from .launch import Launch, start
+    from .memory import is_small
     from .preflight import check
     from .recipe import IN_ONE_PROCESS
 
@@ -360,7 +361,7 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
                     note(f"Error: {recipe.source}: {text}")
                 if findings.problems:
                     return 2
-                text, warning = _memory(recipe, own, upcoming, apart)
+                text, warning = (None, None) if is_small(recipe, upcoming) else _memory(recipe, own, upcoming, apart)
                 if text:
                     note(f"{recipe.source}: {text}")
                 for line in [*findings.warnings, *([warning] if warning else [])]:

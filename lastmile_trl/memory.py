@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .data import Rows
 
 GIB = 2**30
+SMALL = 100 * 2**20  # bytes of weights
 CPU_BASE = 0.55 * GIB  # of a process that has imported everything: 0.48 to 0.53 in benchmarks/memory.py
 CUDA_BASE = 0.6 * GIB  # CUDA's context and libraries: by others' reports, not measured on a GPU here
 CUDA_SLACK = 1.05  # what the caching allocator holds beyond its tensors: not measured on a GPU here
@@ -300,15 +301,29 @@ def _kept(work: Work) -> tuple[Counter, float, Counter]:
 
 def can_be_told(recipe: Recipe, upcoming: Collection[Path] = ()) -> bool:
     """Whether there is a model to train that is known by its name: nothing is imported to see this."""
-    if recipe.method not in (*RL, "sft", "dpo", "reward"):
+    return _first_start(recipe, upcoming) is not None
+
+
+def is_small(recipe: Recipe, upcoming: Collection[Path] = ()) -> bool:
+    """Whether the model is of so few weights that its memory is not worth the seconds that it takes to tell."""
+    start = _first_start(recipe, upcoming)
+    if start is None or Path(start, "adapter_config.json").exists():
         return False
+    files = list(Path(start).glob("*.safetensors"))
+    return bool(files) and sum(file.stat().st_size for file in files) < SMALL
+
+
+def _first_start(recipe: Recipe, upcoming: Collection[Path]) -> str | None:
+    """The model that a stage, or the earlier ones that it goes on from, will load; None if that is not known yet."""
+    if recipe.method not in (*RL, "sft", "dpo", "reward"):
+        return None
     name = recipe.model["model_name_or_path"]
     while Path(name) in upcoming:
         stage = upcoming.get(Path(name)) if isinstance(upcoming, Mapping) else None
         if stage is None or not stage.model:
-            return False
+            return None
         name = stage.model["model_name_or_path"]
-    return not name.startswith("synthetic:")
+    return None if name.startswith("synthetic:") else name
 
 
 def told(

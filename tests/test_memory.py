@@ -204,6 +204,20 @@ def test_nothing_is_said_of_a_model_that_cannot_be_known(recipe):
     assert memory.estimate(recipe(model={"model_name_or_path": "synthetic:tiny"})) is None
 
 
+def test_a_small_model_is_seen_by_its_weights(recipe, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    stage = recipe("sft", model={"model_name_or_path": str(folder)})
+    assert not memory.is_small(stage)  # its weights are not known
+    (folder / "model.safetensors").write_bytes(b"1234")
+    assert memory.is_small(stage)
+    (folder / "adapter_config.json").touch()
+    assert not memory.is_small(stage)  # the model is elsewhere
+    (folder / "adapter_config.json").unlink()
+    os.truncate(folder / "model.safetensors", 100 * 2**20)
+    assert not memory.is_small(stage)
+
+
 def test_lengths_are_those_of_the_longest_rows(tiny_model_folder, tokenizer, tmp_path):
     from lastmile_trl.data import load
 
