@@ -237,7 +237,7 @@ def write_page(
     result: Mapping[str, Any], histories: dict[str, list[dict]], path: Path, notes: Sequence[str] = ()
 ) -> Path:
     """Write `result` and the training `histories`, by run, as one HTML file that needs no network. Returns `path`."""
-    slots = {run: 1 + index % (report.COLOURS - 1) for index, run in enumerate(histories)}
+    looks = {run: f"run-{1 + index % (report.COLOURS - 1)}" for index, run in enumerate(histories)}
     return report.fill(
         "acceptance.html.jinja",
         path,
@@ -252,7 +252,7 @@ def write_page(
         metric=result["metric"],
         reality=_reality(result),
         examples=_examples(result),
-        curves=curves(histories, slots),
+        curves=curves(histories, looks),
         points=POINTS,
         colours=report.COLOURS,
     )

@@ -111,16 +111,16 @@ def _path(points: Iterable[tuple[float, float]], x: Callable, y: Callable) -> st
 # --- training curves --------------------------------------------------------------------------------------------------
 
 
-def curves(histories: dict[str, list[dict]], slots: dict[str, int]) -> dict:
+def curves(histories: dict[str, list[dict]], looks: dict[str, str]) -> dict:
     """One panel per logged quantity worth a look, one line per run in it."""
     keys = dict.fromkeys(key for rows in histories.values() for row in rows for key in row)
     panels, drawn = [], set()
     for key in in_order(keys):
         series = {run: points for run, rows in histories.items() if (points := points_of(rows, key))}
         if series:
-            panels.append(_panel(key, series, slots))
+            panels.append(_panel(key, series, looks))
             drawn.update(series)
-    return {"panels": panels, "runs": [{"name": run, "slot": slots[run]} for run in histories if run in drawn]}
+    return {"panels": panels, "runs": [{"name": run, "look": looks[run]} for run in histories if run in drawn]}
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
@@ -155,7 +155,7 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in bins]
 
 
-def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[str, int]) -> dict:
+def _panel(key: str, series: dict[str, list[tuple[float, float]]], looks: dict[str, str]) -> dict:
     steps = [step for points in series.values() for step, _ in points]
     thinned = {run: _thin(points) for run, points in series.items()}
     values = [value for points in thinned.values() for _, value in points]
@@ -166,7 +166,7 @@ def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[s
     lines = [
         {
             "run": run,
-            "slot": slots[run],
+            "look": looks[run],
             "path": _path(points, x, y),
             "dots": [(x(step), y(value)) for step, value in points] if len(points) <= 12 else [],
             "last": f"{run}: {number(points[-1][1], decimals)} at the end",
@@ -187,7 +187,7 @@ def _panel(key: str, series: dict[str, list[tuple[float, float]]], slots: dict[s
 # --- distributions ----------------------------------------------------------------------------------------------------
 
 
-def distributions(result: dict, slots: dict[str, int]) -> list[dict]:
+def distributions(result: dict, looks: dict[str, str]) -> list[dict]:
     """By decoding, one panel for the number of words and each metric, one line for each run's outputs as they are.
 
     Several samples of a row are several outputs.
@@ -206,9 +206,9 @@ def distributions(result: dict, slots: dict[str, int]) -> list[dict]:
     return [
         {
             "decoding": decoding,
-            "runs": [{"name": run, "slot": slots[run]} for run in next(iter(of_decoding.values()))],
+            "runs": [{"name": run, "look": looks[run]} for run in next(iter(of_decoding.values()))],
             "panels": [
-                _spread(name, {run: sorted(known) for run, known in of_runs.items() if known}, slots)
+                _spread(name, {run: sorted(known) for run, known in of_runs.items() if known}, looks)
                 for name, of_runs in of_decoding.items()
                 if any(of_runs.values())
             ],
@@ -217,7 +217,7 @@ def distributions(result: dict, slots: dict[str, int]) -> list[dict]:
     ]
 
 
-def _spread(name: str, series: dict[str, list[float]], slots: dict[str, int]) -> dict:
+def _spread(name: str, series: dict[str, list[float]], looks: dict[str, str]) -> dict:
     """The share of a run's outputs in each of equal bins; what lies far out is in the outermost ones."""
     pooled = sorted(value for known in series.values() for value in known)
     whole = all(value.is_integer() for value in pooled)
@@ -242,7 +242,7 @@ def _spread(name: str, series: dict[str, list[float]], slots: dict[str, int]) ->
         "said": ", ".join(f"{run} has the median {number(of, decimals + 1)}" for run, of in medians.items()),
         "lines": [
             {
-                "slot": slots[run],
+                "look": looks[run],
                 "path": _path(_steps(of_run), x, y),
                 "said": f"{run}: the middle half from {number(_quantile(series[run], 0.25), decimals + 1)} "
                 f"to {number(_quantile(series[run], 0.75), decimals + 1)}, of {len(series[run])}",

@@ -12,7 +12,7 @@ from lastmile_trl.rewards.tokens import ngrams
 REPEATED = 3  # words in a row
 
 
-def browser(result: dict, slots: dict[str, int]) -> dict:
+def browser(result: dict, looks: dict[str, str]) -> dict:
     """A column per output, and per example the texts and values in that order."""
     from lastmile_trl.evaluation.comparison import last_run, why_no_value
 
@@ -29,7 +29,7 @@ def browser(result: dict, slots: dict[str, int]) -> dict:
             {
                 "run": of["run"],
                 "how": of["decoding"] + (", post-processed" if of["postprocessed"] else ""),
-                "slot": slots[of["run"]],
+                "look": looks[of["run"]],
                 "shown": of["decoding"] == first,
                 "why": [None if of["metrics"].get(name) else why_no_value(of, name) for name in metrics],
             }

@@ -109,7 +109,7 @@ def look(run: Path, method: str | None, at: float) -> dict[str, Any] | None:
         "written": _clock(written),
         "alarms": alarms({run.name: run}),
         "values": _values(rows),
-        "curves": curves({run.name: rows}, {run.name: 1}),
+        "curves": curves({run.name: rows}, {run.name: "run-1"}),
     }
 
 

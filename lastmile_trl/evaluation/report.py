@@ -9,7 +9,7 @@ from lastmile_trl.evaluation.examples import browser
 from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED
 from lastmile_trl.files import write_whole
 
-COLOURS = 7
+COLOURS, DASHES = 7, 5  # of the style sheet
 
 
 def write_report(result: dict, histories: dict[str, list[dict]], path: Path, notes: Sequence[str] = ()) -> Path:
@@ -23,11 +23,11 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
     from lastmile_trl.evaluation.comparison import answer, how_tested
 
     runs = list(dict.fromkeys([*(entry["run"] for entry in result["results"]), *histories]))
-    slots = {run: index % COLOURS for index, run in enumerate(runs)}
+    looks = _looks(runs, result.get("over_seeds", []))
     # An unescaped `<` would let a completion close the script element that carries the examples.
-    examples = json.dumps(browser(result, slots), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    drawn, spread = curves(histories, slots), distributions(result, slots)
-    corpus, steps = _corpus(result, slots), _steps(result, slots)
+    examples = json.dumps(browser(result, looks), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    drawn, spread = curves(histories, looks), distributions(result, looks)
+    corpus, steps = _corpus(result, looks), _steps(result, looks)
     sections = {
         "distributions": ("Distributions", spread),
         "corpus": ("All texts at once", corpus),
@@ -44,7 +44,7 @@ def write_report(result: dict, histories: dict[str, list[dict]], path: Path, not
         baseline=result["baseline"],
         sections={id: name for id, (name, content) in sections.items() if content},
         notes=[*result.get("notes", []), *notes],
-        table=_table(result, slots),
+        table=_table(result, looks),
         how_tested=how_tested(result),
         distributions=spread,
         corpus=corpus,
@@ -74,6 +74,24 @@ def fill(template: str, path: Path, **content: object) -> Path:
     return path
 
 
+def _looks(runs: Iterable[str], over_seeds: Sequence[dict]) -> dict[str, str]:
+    """How a run is drawn, as classes of the style sheet: runs of one recipe in one colour, and its seeds dashed.
+
+    >>> _looks(["sft", "grpo-0", "grpo-1"], [{"seeds": ["grpo-0", "grpo-1"]}])
+    {'sft': 'run-0', 'grpo-0': 'run-1', 'grpo-1': 'run-1 dash-1'}
+    """
+    recipes: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        seeds = next((entry["seeds"] for entry in over_seeds if run in entry["seeds"]), [run])
+        recipes.setdefault(tuple(seeds), []).append(run)
+    looks = {}
+    for place, of_recipe in enumerate(recipes.values()):
+        for seed, run in enumerate(of_recipe):
+            dash = (place // COLOURS + seed) % DASHES  # where colours come again, dashes differ
+            looks[run] = f"run-{place % COLOURS}{f' dash-{dash}' if dash else ''}"
+    return looks
+
+
 def _title(result: dict) -> str:
     runs = list(dict.fromkeys(entry["run"] for entry in result["results"]))
     others = [run for run in runs if run not in (result["baseline"], *result.get("beside", []))]
@@ -83,7 +101,7 @@ def _title(result: dict) -> str:
 # The table
 
 
-def _table(result: dict, slots: dict[str, int]) -> dict:
+def _table(result: dict, looks: dict[str, str]) -> dict:
     """Rows grouped by decoding, because a difference is always taken at the same decoding."""
     from lastmile_trl.evaluation.comparison import by_decoding, label, why_no_difference, why_no_value
 
@@ -109,7 +127,7 @@ def _table(result: dict, slots: dict[str, int]) -> dict:
         groups.setdefault(entry["decoding"], []).append(
             {
                 "run": entry["run"],
-                "slot": slots[runs[0]],
+                "look": looks[runs[0]],
                 "details": label(entry).removeprefix(entry["run"]).removeprefix(", "),
                 "differences": [
                     None
@@ -182,16 +200,16 @@ def _whisker(difference: dict | None, low: float, high: float, rows: int) -> dic
 # The smaller tables
 
 
-def _corpus(result: dict, slots: dict[str, int]) -> dict[str, dict]:
+def _corpus(result: dict, looks: dict[str, str]) -> dict[str, dict]:
     """By decoding: what describes all texts of a run at once, a dash's reason in place of a number."""
     tables: dict[str, dict] = {}
     for run, decodings in result.get("corpus", {}).items():
         for decoding, values in decodings.items():
             tables.setdefault(decoding, {})[run] = values
-    return {decoding: _described(of_runs, slots) for decoding, of_runs in tables.items()}
+    return {decoding: _described(of_runs, looks) for decoding, of_runs in tables.items()}
 
 
-def _described(of_runs: dict[str, dict[str, float | None]], slots: dict[str, int]) -> dict:
+def _described(of_runs: dict[str, dict[str, float | None]], looks: dict[str, str]) -> dict:
     names = dict.fromkeys(name for values in of_runs.values() for name in values)
     largest = {name: max(abs(values.get(name) or 0.0) for values in of_runs.values()) for name in names}
 
@@ -203,18 +221,18 @@ def _described(of_runs: dict[str, dict[str, float | None]], slots: dict[str, int
     return {
         "names": list(names),
         "rows": [
-            {"run": run, "slot": slots[run], "cells": [cell(values, name) for name in names]}
+            {"run": run, "look": looks[run], "cells": [cell(values, name) for name in names]}
             for run, values in of_runs.items()
         ],
     }
 
 
-def _steps(result: dict, slots: dict[str, int]) -> dict:
+def _steps(result: dict, looks: dict[str, str]) -> dict:
     """How many outputs of a run each step of post-processing changed, and with what the steps were built."""
     from lastmile_trl.evaluation.comparison import changed
 
     rows = [
-        {"run": run, "slot": slots[run], "decoding": decoding, "counts": counts}
+        {"run": run, "look": looks[run], "decoding": decoding, "counts": counts}
         for run, decoding, counts in changed(result)
     ]
     built = [entry for entry in result.get("postprocessing", []) if isinstance(entry, dict)]

@@ -48,6 +48,9 @@ class Page(HTMLParser):
         return [a for t, a in self.tags if t == tag and attributes.items() <= a.items()]
 
 
+LOOKS = {"sft": "run-0", "grpo": "run-1"}
+
+
 def written(tmp_path, content=None, logs=None, notes=()) -> Page:
     path = write_report(content or result(rows=4), logs or {}, tmp_path / "report.html", notes)
     return Page(path.read_text(encoding="utf-8"))
@@ -204,7 +207,7 @@ def test_a_recipe_over_its_seeds_has_a_row_of_its_own(tmp_path):
         "– no row has a value ",
     ]
     assert [swatch["class"] for swatch in page.find("span") if "swatch" in swatch.get("class", "")] == [
-        f"swatch run-{slot}" for slot in (0, 1, 0, 1)
+        f"swatch run-{colour}" for colour in (0, 1, 0, 1)
     ]
     assert "Over seeds, intervals and p are those of Student&#39;s t, which allow for other seeds" in page.html
 
@@ -330,7 +333,7 @@ def said(text: str, prompt: str = "Ann: pay 3 euros.", **more) -> dict:
     content = small()
     entry = {"run": "grpo", "decoding": "greedy", "postprocessed": False, "text": text, "metrics": {"rouge": 0.25}}
     content["examples"] = [{"prompt": prompt, "references": ["Later Bob came."], "outputs": [entry | more]}]
-    [example] = browser_of(content, {"sft": 0, "grpo": 1})["examples"]
+    [example] = browser_of(content, LOOKS)["examples"]
     assert example["outputs"][0] is None, "sft has no output here"
     return example["outputs"][1]
 
@@ -362,7 +365,7 @@ def test_examples_begin_with_a_decoding_of_the_baseline():
     content = small()
     sft, grpo = content["results"]
     content["results"] = [grpo | {"difference": None}, sft | {"decoding": "sampled"}, grpo | {"decoding": "sampled"}]
-    shown = browser_of(content, {"sft": 0, "grpo": 1})
+    shown = browser_of(content, LOOKS)
     assert (shown["baseline"], shown["last"]) == (1, 2)
     assert [column["shown"] for column in shown["columns"]] == [False, True, True]
 
@@ -375,7 +378,7 @@ def words_of(*outputs: tuple[str, str, list[float]]) -> list[dict]:
         {"outputs": [{"run": run, "decoding": at, "metrics": {"words": value}, **entry} for run, at, value in row]}
         for row in rows
     ]
-    return distributions({"metrics": {"words": {}}, "examples": examples}, {"sft": 0, "grpo": 1})
+    return distributions({"metrics": {"words": {}}, "examples": examples}, LOOKS)
 
 
 def test_a_distribution_is_the_share_of_each_whole_number():
@@ -397,7 +400,7 @@ def test_a_distribution_is_of_every_sample():
         {"outputs": [of_row | {"values": {"words": [7.0, None]}}]},
         {"outputs": [of_row | {"metrics": {"words": 3.0}}]},
     ]
-    [spread] = distributions({"metrics": {"words": {}}, "examples": examples}, {"grpo": 0})
+    [spread] = distributions({"metrics": {"words": {}}, "examples": examples}, LOOKS)
     [panel] = spread["panels"]
     assert (panel["first"], panel["last"], panel["high"]) == ("1", "7", "50%")
     assert panel["lines"][0]["said"] == "grpo: the middle half from 1.0 to 7.0, of 4"
@@ -644,7 +647,7 @@ def test_browser_filters_by_a_metric_and_by_a_difference(page, choices, kept):
 
 def test_browser_filters_by_what_is_marked_in_the_outputs_shown(page):
     columns = [column for column, (_, decoding, _) in enumerate(ENTRIES) if decoding == "greedy"]
-    browsed = browser_of(result(rows=300), dict.fromkeys(LEVELS, 0))["examples"]
+    browsed = browser_of(result(rows=300), dict.fromkeys(LEVELS, "run-0"))["examples"]
     for choice, kinds in (("repeats", {"repeats"}), ("strange", {"strange"}), ("any", {"repeats", "strange"})):
         choose(page, metric="", marks=choice)
         expected = [
@@ -805,6 +808,32 @@ def test_browser_shows_the_run_on_the_first_screen_beside_five_baselines(page, t
         )
         assert bottom < height
     assert width < 0.4 * 390, "of a phone: names wrap"
+
+
+def test_browser_draws_seeds_of_a_recipe_in_its_colour_and_each_recipe_in_another(page, tmp_path):
+    content, (sft, grpo) = small(), small()["results"]
+    names = {recipe: [f"{recipe}-{seed}" for seed in range(5)] for recipe in ("sft", "grpo")}
+    content["baseline"] = "sft-0"
+    content["results"] = [of | {"run": name} for recipe, of in (("sft", sft), ("grpo", grpo)) for name in names[recipe]]
+    content["over_seeds"] = [of | {"run": of["run"], "seeds": names[of["run"]]} for of in (sft, grpo)]
+    logs = {run: [{"step": step, "kl": step / 10} for step in range(2)] for run in [*names["grpo"], "another"]}
+    page.get(write_report(content, logs, tmp_path / "report.html").as_uri())
+    drawn = {
+        place: page.execute_script(
+            "return [...document.querySelectorAll(arguments[0])].map(line => {"
+            "  const style = getComputedStyle(line); return [style.stroke, style.strokeDasharray]; })",
+            selector,
+        )
+        for place, selector in (("key", ".keys polyline"), ("panel", "#training .panel polyline"))
+    }
+    assert drawn["key"] == drawn["panel"] and len({*map(tuple, drawn["key"])}) == 6
+    *of_recipe, other = [colour for colour, _ in drawn["key"]]
+    assert len({*of_recipe}) == 1 and other != of_recipe[0]
+    assert [dash for _, dash in drawn["key"]][::5] == ["none", "none"]
+    swatches = page.execute_script(
+        "return [...document.querySelectorAll('tbody .swatch')].map(dot => getComputedStyle(dot).backgroundColor)"
+    )
+    assert len(set(swatches[:5])) == len(set(swatches[5:10])) == 1 and swatches[0] != swatches[5]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
