@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import InputError, RunError
-from .files import file_in_the_way
+from .files import file_in_the_way, write_whole
 from .screen import note
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         help="exit with 1 unless the last run's greedy outputs reach this; RUN:METRIC<NUMBER names another; repeatable",
     )
 
-    report = command("report", _report, "rebuild report.html from what a run folder holds, or watch a run train")
+    report = command("report", _report, "rebuild report.html and evaluation.md of a run, or watch it train")
     report.add_argument("run", nargs="*", type=Path)
     report.add_argument(
         "--watch",
@@ -670,8 +670,8 @@ def _report(words: argparse.Namespace) -> int:
 
 
 def _write_report(run: Path) -> None:
-    """The page of a run that was evaluated, which is said to stand there."""
-    from .evaluation import acceptance, report
+    """The page of a run that was evaluated, which is said to stand there, and the tables as Markdown."""
+    from .evaluation import acceptance, report, tables
     from .recipe import short_names
     from .run_folder import alarms, history, stored_recipe
 
@@ -681,6 +681,8 @@ def _write_report(run: Path) -> None:
     histories = {name: history(path) for name, path in runs.items()}
     notes = [*alarms(runs), *stored.evaluation.notes]
     write = acceptance.write_page if stored.method == "reward" else report.write_report
+    markdown = acceptance.markdown if stored.method == "reward" else tables.summary
+    write_whole(run / "evaluation.md", markdown(result))
     _print(str(write(result, histories, run / "report.html", notes)))
 
 

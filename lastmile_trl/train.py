@@ -595,6 +595,7 @@ def _write_comparison(
     from .evaluation.baselines import source_column
     from .evaluation.metrics import corpus_metrics
     from .evaluation.report import write_report
+    from .evaluation.tables import summary
 
     rows = held_out.to_list()
     beside = [name for name in outputs if name not in runs]
@@ -617,6 +618,7 @@ def _write_comparison(
             result["corpus"][name][decoding] |= values
     result["notes"] = leaks(runs, recipe)
     write_whole(recipe.run / "evaluation.json", json.dumps(result, indent=1))
+    write_whole(recipe.run / "evaluation.md", summary(result))
     histories = {name: history(run) for name, run in runs.items()}
     write_report(result, histories, recipe.run / "report.html", [*alarms(runs), *recipe.evaluation.notes])
     return result
@@ -674,6 +676,7 @@ def _accept(recipe: Recipe, rows: data_module.Rows) -> None:
     metric = first[0].name if first else None
     result = acceptance.acceptance(scored, samples, metric=metric, require=recipe.preferences.require)
     write_whole(recipe.run / "evaluation.json", json.dumps(result, indent=1))
+    write_whole(recipe.run / "evaluation.md", acceptance.markdown(result))
     histories = {recipe.run.name: history(recipe.run)}
     acceptance.write_page(result, histories, recipe.run / "report.html", recipe.evaluation.notes)
     if result["failures"]:

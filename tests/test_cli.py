@@ -78,12 +78,14 @@ def test_from_a_folder_of_recipes_to_results(folder, capsys):
     assert call("evaluate", "runs/task/sft", "--data", "task/grpo.yaml", "--output", "runs/task/grpo") == 2
     assert "runs/task/grpo holds another recipe's run" in capsys.readouterr().err
 
-    page = folder / "runs/evaluate/task/sft-vs-grpo/report.html"
-    before = page.read_text()
+    page, tables = (folder / "runs/evaluate/task/sft-vs-grpo" / name for name in ("report.html", "evaluation.md"))
+    before, markdown = page.read_text(), tables.read_text()
+    assert markdown.startswith("No difference is shown between grpo and sft on ") and "\n| grpo | greedy | " in markdown
     page.unlink()
+    tables.unlink()
     assert call("report", "runs/evaluate/task/sft-vs-grpo") == 0
     assert capsys.readouterr().out.strip() == "runs/evaluate/task/sft-vs-grpo/report.html"
-    assert page.read_text() == before
+    assert (page.read_text(), tables.read_text()) == (before, markdown)
 
     assert call("generate", "runs/task/grpo", "--prompt", "cat =>", "--max_new_tokens", 4) == 0
     write_jsonl(folder / "new.jsonl", [{"source": "cat"}, {"source": "dog"}])

@@ -308,10 +308,13 @@ def two_steps(tmp_path_factory, tiny_model_folder, tiny_classifier):
     return two_steps
 
 
+EVALUATED = {"evaluation.json", "evaluation.md", "report.html"}
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if load(path).method in IN_ONE_PROCESS], ids=name)
 def test_a_stage_that_trains_nothing_runs_too(path, two_steps):
     recipe = two_steps(path)
-    kept = {"pairs": {"train.jsonl", "validation.jsonl", "pairs.json"}, "evaluate": {"evaluation.json", "report.html"}}
+    kept = {"pairs": {"train.jsonl", "validation.jsonl", "pairs.json"}, "evaluate": EVALUATED}
     assert kept[recipe.method] <= {file.name for file in recipe.run.iterdir()}
 
 
@@ -319,7 +322,7 @@ def test_a_stage_that_trains_nothing_runs_too(path, two_steps):
 def test_two_steps_fill_the_run_folder(path, two_steps):
     recipe = two_steps(path)
     files = {file.name for file in recipe.run.iterdir()}
-    assert {"recipe.yaml", "environment.json", "history.jsonl", "evaluation.json", "report.html", "README.md"} <= files
+    assert {"recipe.yaml", "environment.json", "history.jsonl", "README.md"} | EVALUATED <= files
     weights = "adapter_model.safetensors" if recipe.model.get("use_peft") else "model.safetensors"
     assert weights in files
 

@@ -20,7 +20,8 @@ from lastmile_trl.recipe import Recipe
 
 from .conftest import make_rows, write_jsonl
 
-RUN_FILES = {"recipe.yaml", "environment.json", "history.jsonl", "evaluation.json", "report.html", "README.md"}
+RUN_FILES = {"recipe.yaml", "environment.json", "history.jsonl", "README.md"}
+RUN_FILES |= {"evaluation.json", "evaluation.md", "report.html"}
 
 
 PPO = {"ppo": {"critic_learning_rate": 1e-3, "num_iterations": 2, "max_steps": 30}}

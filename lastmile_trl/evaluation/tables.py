@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lastmile_trl.evaluation.comparison import (
     DASH,
     ITSELF,
+    answer,
     arrow,
     by_decoding,
     changed,
@@ -65,6 +66,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     below = [_legend(result), *dashes(result), *_post_processing(result), *result.get("notes", [])]
     below += _corpus_markdown(result)
     return "\n\n".join([_markdown_table(lines), *below]).replace("*", r"\*") + "\n"
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The answer and the tables, the `evaluation.md` of a run folder."""
+    return "{}\n\n{}".format(answer(result).replace("*", r"\*"), markdown(result))
 
 
 def dashes(result: Mapping[str, Any]) -> list[str]:

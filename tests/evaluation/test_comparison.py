@@ -15,7 +15,7 @@ from lastmile_trl.evaluation import comparison, postprocess
 from lastmile_trl.evaluation.comparison import answer, compare, why_no_difference, why_no_value
 from lastmile_trl.evaluation.decoding import Output, Several
 from lastmile_trl.evaluation.significance import over_seeds
-from lastmile_trl.evaluation.tables import dashes, markdown, table
+from lastmile_trl.evaluation.tables import dashes, markdown, summary, table
 from lastmile_trl.rewards import Reward, build
 
 
@@ -727,6 +727,13 @@ def test_markdown_by_hand():
         "of its kind at a decoding; a difference is shown where it is below 0.05."
         "\n\n– the text is not what was generated: ended of grpo, post-processed\n"
     )
+
+
+def test_the_summary_is_the_answer_and_the_tables_in_which_nothing_is_markup():
+    result = compare(two_runs(), rows(2), [numbers("m*")], rewarded=set())
+    first, empty, *tables = summary(result).split("\n")
+    assert first.startswith(r"No difference is shown between grpo and sft on m\*: 0.250 [") and empty == ""
+    assert "\n".join(tables) == markdown(result)
 
 
 def test_what_each_step_changed_is_counted_and_said():
