@@ -43,6 +43,12 @@ def test_it_starts_as_many_processes_as_it_says(path):
     assert Launch.choose(path.stem, 3).processes == 3
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_two_runs_can_share_a_machine(path):
+    if path.stem not in ("single_gpu", "multi_node"):  # one process needs no port; machines must agree on one
+        assert load_config_from_file(str(path)).main_process_port == 0
+
+
 def test_sharded_runs_save_a_whole_model():
     def read(name):
         return load_config_from_file(str(shipped("accelerate_configs") / f"{name}.yaml"))
