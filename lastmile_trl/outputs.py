@@ -259,6 +259,20 @@ def surprises_of_run(
         )
 
 
+def surprises_of_samples(
+    name: str, model: Model, recipe: Recipe, rows: "Dataset", outputs: "list[Output]", loaded: Loaded
+) -> "list[Surprise]":
+    """How unlikely a model finds the very tokens that were generated for the rows, by itself or by another model."""
+    from .evaluation.decoding import each
+    from .preferences.perplexity import surprises
+
+    decoder = Decoder(model, chat=bool(recipe.data.messages), loaded=loaded)
+    prompts, said = zip(*((row["prompt"], output.ids) for output, row in each(outputs, rows)), strict=True)
+    ids = list(zip(models.prompt_ids(decoder.tokenizer, list(prompts)), said, strict=True))
+    with bar(f"samples under {name}", len(ids)) as on_batch:
+        return surprises(decoder.model, ids, prompts, batch_size=recipe.evaluation.batch_size, on_batch=on_batch)
+
+
 def generate(run: Path, prompts: list, **settings: Any) -> list[str]:
     """Completions of prompts by a run or a model, greedy unless told otherwise."""
     decoder = Decoder(model_of(run), chat=not isinstance(prompts[0], str))

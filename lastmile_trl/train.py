@@ -31,6 +31,7 @@ from .outputs import (
     sft_of,
     started_from,
     surprises_of_run,
+    surprises_of_samples,
 )
 from .recipe import IN_ONE_PROCESS, METHODS, RL, Recipe, max_new_tokens, short_names
 from .run_folder import (
@@ -502,6 +503,7 @@ def _answers(recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows) -> "
     writes stand beside every decoding.
     """
     from .evaluation.baselines import Base, BestOfN, Sft, build
+    from .evaluation.metrics import perplexity_of
 
     loaded, first = in_memory(recipe), next(iter(runs))
     baselines = build(recipe.evaluation.baselines, recipe.data)
@@ -515,7 +517,8 @@ def _answers(recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows) -> "
     sampled = {
         baseline.name: started_from(baseline.of, runs, recipe) if baseline.of else asked[first] for baseline in best
     }
-    outputs, samples, surprises = {}, {}, {}
+    sft = _sft_of_each(runs, recipe) if recipe.evaluation.likelihood else {}
+    outputs, samples, perplexities, own = {}, {}, {}, {}
 
     def draw(baseline: BestOfN) -> None:
         name, model = baseline.of or first, sampled[baseline.name]
@@ -526,13 +529,14 @@ def _answers(recipe: Recipe, runs: dict[str, Path], rows: data_module.Rows) -> "
         for baseline in best:
             if sampled[baseline.name].path == model.path:
                 draw(baseline)
-        if recipe.evaluation.likelihood and name in runs:
-            answers = [*_references(held_out), *_samples(outputs[name], held_out)]
-            surprises[name] = surprises_of_run(name, model, recipe, answers, loaded)
+        if name in sft:
+            perplexities[name] = perplexity_of(surprises_of_run(name, model, recipe, _references(held_out), loaded))
+            if isinstance(sft[name], Path):
+                own[name] = surprises_of_samples(name, model, recipe, held_out, outputs[name]["sampled"], loaded)
     for baseline in best:
         if baseline.name not in samples:
             draw(baseline)
-    likelihoods = _likelihoods(surprises, recipe, runs, outputs, held_out, loaded)
+    likelihoods = _likelihoods(perplexities, own, recipe, sft, outputs, held_out, loaded)
     loaded.release()  # rewards and metrics load models of their own
 
     shown, beside = held_out.to_list(), {}
@@ -552,31 +556,42 @@ def _references(rows: "Dataset") -> list[tuple]:
     return [(row["prompt"], text, True) for row in rows for text in row["references"]]
 
 
-def _samples(outputs: "dict[str, list[Output]]", rows: "Dataset") -> list[tuple]:
-    from .evaluation.decoding import each
-
-    return [
-        (row["prompt"], output.text, output.ended)
-        for output, row in (each(outputs["sampled"], rows) if "sampled" in outputs else ())
-        if output.text.strip() or output.ended  # or there is nothing whose likelihood could be told
-    ]
+def _sft_of_each(runs: dict[str, Path], recipe: Recipe) -> dict[str, Path | str]:
+    """The run of SFT that each run goes back to, or why `kl_to_sft` cannot be told of it."""
+    if not recipe.evaluation.sampled:
+        return dict.fromkeys(runs, "nothing was sampled")
+    if not recipe.evaluation.temperature == recipe.evaluation.top_p == 1:
+        return dict.fromkeys(runs, "samples must be drawn at temperature 1 and top_p 1")
+    return {
+        name: sft_of({name: run}, recipe) or "it is no run of RL that goes back to a run of SFT"
+        for name, run in runs.items()
+    }
 
 
 def _likelihoods(
-    surprises: dict, recipe: Recipe, runs: dict[str, Path], outputs: dict, rows: "Dataset", loaded: Loaded
-) -> dict[str, dict[str, dict[str, float]]]:
-    """`reference_perplexity` of each run, and `kl_to_sft` of its samples where they are drawn as the model says."""
-    from .evaluation.metrics import divergence, perplexity_of
+    perplexities: dict[str, float],
+    own: dict[str, list],
+    recipe: Recipe,
+    sft: dict,
+    outputs: dict,
+    rows: "Dataset",
+    loaded: Loaded,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """`reference_perplexity` and `kl_to_sft` of each run: a number, an interval, or the reason why there is none."""
+    from .evaluation.decoding import grouped
+    from .evaluation.metrics import divergences
+    from .evaluation.significance import interval
+    from .rewards.base import known_mean
 
-    found, references = {}, len(_references(rows)) if surprises else 0
-    as_the_model_says = recipe.evaluation.temperature == recipe.evaluation.top_p == 1
-    sft = sft_of(runs, recipe) if surprises and as_the_model_says else None
-    for name, own in surprises.items():
-        perplexity, samples = perplexity_of(own[:references]), _samples(outputs[name], rows)
+    found = {}
+    for name, perplexity in perplexities.items():
         found[name] = {decoding: {"reference_perplexity": perplexity} for decoding in outputs[name]}
-        if sft and samples:
-            other = surprises_of_run("sft", model_of(sft), recipe, samples, loaded)
-            found[name]["sampled"]["kl_to_sft"] = divergence(own[references:], other)
+        kl = sft[name]
+        if name in own:
+            other = surprises_of_samples("sft", model_of(kl), recipe, rows, outputs[name]["sampled"], loaded)
+            of_rows = grouped(divergences(own[name], other), samples_of(recipe.evaluation, "sampled"))
+            kl = interval([known_mean(of_row) for of_row in of_rows])
+        found[name]["sampled" if recipe.evaluation.sampled else "greedy"]["kl_to_sft"] = kl
     return found
 
 
@@ -589,11 +604,11 @@ def _write_comparison(
     rewarded: set[str],
     postprocessed: list[str],
     steps: "list[Step]",
-    likelihoods: dict[str, dict[str, dict[str, float]]],
+    likelihoods: dict[str, dict[str, dict[str, Any]]],
 ) -> dict[str, Any]:
     from .evaluation import comparison
     from .evaluation.baselines import source_column
-    from .evaluation.metrics import corpus_metrics
+    from .evaluation.metrics import corpus_metrics, described
     from .evaluation.report import write_report
     from .evaluation.tables import summary
 
@@ -612,10 +627,7 @@ def _write_comparison(
         baseline=baseline,
         beside=beside,
     )
-    result["corpus"] = corpus_metrics(outputs, rows, source_column(recipe.data))
-    for name, of_run in likelihoods.items():
-        for decoding, values in of_run.items():
-            result["corpus"][name][decoding] |= values
+    result |= described(corpus_metrics(outputs, rows, source_column(recipe.data)), likelihoods)
     result["notes"] = leaks(runs, recipe)
     write_whole(recipe.run / "evaluation.json", json.dumps(result, indent=1))
     write_whole(recipe.run / "evaluation.md", summary(result))

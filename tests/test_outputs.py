@@ -163,7 +163,11 @@ def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, lo
     expected = math.exp(sum(each.mean * each.tokens for each in found) / sum(each.tokens for each in found))
     corpus = result["corpus"]["grpo"]
     assert corpus["greedy"]["reference_perplexity"] == pytest.approx(expected, rel=1e-4)
-    assert 0 < abs(corpus["sampled"]["kl_to_sft"]) < 20 and "kl_to_sft" not in corpus["greedy"]
+    assert "kl_to_sft" not in corpus["greedy"]
+    texts = [output["text"] for output in of_run(result, "grpo")]
+    kl = result["corpus_intervals"]["grpo"]["sampled"]["kl_to_sft"]
+    assert kl["mean"] == corpus["sampled"]["kl_to_sft"] and kl["low"] < kl["mean"] < kl["high"] and kl["rows"] == 5
+    assert kl["mean"] == pytest.approx(slow_divergence(grpo.run, sft.run, prompts, texts), abs=1e-3)
 
     # Among the runs, sft is shown once; what was decoded before is not decoded again.
     loads.clear()
@@ -185,9 +189,88 @@ def test_every_baseline_beside_real_runs(recipe, tmp_path, tiny_model_folder, lo
     loads.clear()
     train.run(recipe("evaluate", "again", baselines=[judged, "sft"], runs=runs, likelihood=True))
     assert loads == [*runs, str(sft.run)]
-    corpus = json.loads((tmp_path / "again" / "evaluation.json").read_text())["corpus"]
-    assert corpus["sft"]["sampled"]["kl_to_sft"] == 0
-    assert corpus["grpo"]["sampled"]["kl_to_sft"] == result["corpus"]["grpo"]["sampled"]["kl_to_sft"]
+    again, _ = shown(tmp_path / "again")
+    assert again["corpus"]["sft"]["sampled"]["kl_to_sft"] is None
+    assert again["corpus_missing"]["sft"]["sampled"]["kl_to_sft"] == NO_SFT
+    assert again["corpus_intervals"]["grpo"] == result["corpus_intervals"]["grpo"]
+
+
+NO_SFT = "it is no run of RL that goes back to a run of SFT"
+
+
+def slow_divergence(run, other, prompts, texts):
+    """The mean of log p(sample) - log q(sample) of the samples that the run has kept, without batches or padding."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    own, its = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (run, other))
+    files = [[json.loads(line) for line in text.splitlines()] for text in kept(run).values()]
+    [samples] = [lines for lines in files if [line["text"] for line in lines] == texts]
+
+    def log_p(model, prompt, ids):
+        before = tokenizer(prompt)["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([before + ids])).logits[0].log_softmax(-1)
+        return sum(float(logits[len(before) - 1 + place, token]) for place, token in enumerate(ids))
+
+    said = [(prompt, line["ids"]) for prompt, line in zip(prompts, samples, strict=True)]
+    return sum(log_p(own, *each) - log_p(its, *each) for each in said) / len(said)
+
+
+@pytest.fixture
+def made(recipe, tmp_path, tiny_model_folder):
+    """Makes the folder of a run that says what the tiny model with some noise says, without training it."""
+
+    def make(name, noise, method="sft", start=tiny_model_folder, seed=0):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        shutil.copytree(tiny_model_folder, tmp_path / name)
+        model = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+        random = torch.Generator().manual_seed(noise)
+        for weight in model.parameters():
+            weight.data += torch.randn(weight.shape, generator=random) * 0.05
+        model.save_pretrained(tmp_path / name)
+        values = recipe(method, name, start).values
+        values["training"]["seed"] = seed
+        (tmp_path / name / "recipe.yaml").write_text(json.dumps(values))
+        return str(tmp_path / name)
+
+    return make
+
+
+def test_every_seed_is_held_against_the_sft_that_it_started_from(recipe, made):
+    sft = [made(f"sft-{seed}", noise=seed, seed=seed) for seed in (0, 1)]
+    # What says the same as its own start is at 0 from that, and far from the other one.
+    grpo = [made(f"grpo-{seed}", noise=seed, method="grpo", start=sft[seed], seed=seed) for seed in (0, 1)]
+    other = made("other", 1, method="grpo", start=sft[0])
+    alone = made("alone", 0, method="grpo")
+    stage = recipe("evaluate", "all", runs=[*sft, *grpo, other, alone], likelihood=True, samples=2, baselines=["lead"])
+    train.run(stage)
+    result, _ = shown(stage.run)
+    kl = {run: of_run["sampled"].get("kl_to_sft") for run, of_run in result["corpus"].items()}
+    assert kl.pop("other") > 1
+    none = ["sft-0", "sft-1", "alone", "lead"]
+    assert kl == {"grpo-0": 0, "grpo-1": 0} | dict.fromkeys(none)
+    why = {run: result["corpus_missing"][run]["sampled"]["kl_to_sft"] for run in none}
+    assert why == dict.fromkeys(none, NO_SFT) | {"lead": "runs alone are asked for it"}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "decoding", "why"),
+    [
+        ({"temperature": 0.7}, "sampled", "samples must be drawn at temperature 1 and top_p 1"),
+        ({"sampled": False}, "greedy", "nothing was sampled"),
+    ],
+)
+def test_why_no_divergence_is_told(recipe, made, evaluation, decoding, why):
+    grpo = made("grpo", 1, method="grpo", start=made("sft", 0))
+    stage = recipe("evaluate", "both", runs=[grpo], likelihood=True, rows=2, **evaluation)
+    train.run(stage)
+    result, _ = shown(stage.run)
+    assert result["corpus"]["grpo"][decoding]["kl_to_sft"] is None
+    assert result["corpus_missing"]["grpo"][decoding]["kl_to_sft"] == why
 
 
 def test_one_baseline_beside_one_run_is_what_it_is_held_against(recipe):

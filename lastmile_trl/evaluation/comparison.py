@@ -22,6 +22,8 @@
      "steps": {RUN: {DECODING: {STEP: count}}},    # outputs that each of these steps changed
      "processed": {RUN: {DECODING: count}},        # of so many
      "corpus": {RUN: {DECODING: {NAME: number | null}}},  # what describes all texts of a run at once
+     "corpus_intervals": {RUN: {DECODING: {NAME: INTERVAL}}},  # of those numbers that are means over rows
+     "corpus_missing": {RUN: {DECODING: {NAME: reason}}},  # why there is no number
      "notes": [...]}                           # runs that may have been trained on rows that are held out here
 
 An INTERVAL is {"mean", "low", "high", "rows"}: a mean over that many rows with its 95 % bootstrap interval. A
@@ -41,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation import postprocess
 from lastmile_trl.evaluation.decoding import Several, each
-from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED, means, per_output
+from lastmile_trl.evaluation.metrics import ALWAYS_MEASURED, NO_TEXT, means, per_output
 from lastmile_trl.evaluation.significance import (
     LEVEL,
     Difference,
@@ -217,6 +219,19 @@ def why_no_value(entry: Mapping[str, Any], metric: str) -> str:
     'the row has a single reference'
     """
     return entry.get("missing", {}).get(metric, NO_VALUE)
+
+
+def why_not_described(run: str, decoding: str, name: str, result: Mapping[str, Any]) -> str:
+    """Why `corpus` has no number; files of before it was kept do not say more than that.
+
+    >>> result = {"corpus": {"lead": {"greedy": {}}}, "corpus_missing": {"lead": {"greedy": {"kl_to_sft": "no run"}}}}
+    >>> why_not_described("lead", "greedy", "kl_to_sft", result)
+    'no run'
+    """
+    if decoding not in result["corpus"][run]:
+        return f"it has no {decoding} outputs"
+    known = result.get("corpus_missing", {}).get(run, {}).get(decoding, {})
+    return known.get(name, NO_TEXT if name in result["corpus"][run][decoding] else "not measured of it")
 
 
 def why_no_difference(entry: Mapping[str, Any], kind: str, metric: str, result: Mapping[str, Any]) -> str:

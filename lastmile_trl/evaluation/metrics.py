@@ -6,10 +6,11 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import InputError
-from lastmile_trl.evaluation.decoding import Several
+from lastmile_trl.evaluation.decoding import Several, each
 from lastmile_trl.rewards.base import cell_text, known_mean
 from lastmile_trl.rewards.faithfulness import extractive, novel
 from lastmile_trl.rewards.repetition import Repetition
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 ALWAYS_MEASURED = {"words": None, "length_ratio": None, "ended": "higher", "repeated_3grams": "lower"}
 AS_REWARDS = {"ended": "ending", "repeated_3grams": "repetition"}  # which rewards are the same, but for the sign
 
+NO_TEXT = "no text of it has one"
+OF_SAMPLES = "it is of samples"
 SELF_BLEU_TEXTS = 200  # at most, drawn at random
 
 
@@ -133,10 +136,10 @@ def corpus_metrics(
 
     `distinct_1` and `distinct_2` are the share of different n-grams among all of the run (Li et al. 2016), which falls
     with the number of words; `distinct_2_per_text` is the mean of each text's own. `same_opening` is the share of the
-    texts that begin with the same four words. `self_bleu` (Zhu et al. 2018), of samples, is the mean BLEU of a text
-    against all others. With the column of a `source`: `novel_2grams`, the share of 2-grams that the source does not
-    have, and the means of `extractive_coverage` and `extractive_density` (Grusky et al. 2018). What no text has is
-    None.
+    texts that begin with the same four words. With the column of a `source`: `novel_2grams`, the share of 2-grams that
+    the source does not have, and the means of `extractive_coverage` and `extractive_density` (Grusky et al. 2018).
+    Where a row has several outputs, these are of its first, so that runs have equally many. `self_bleu` (Zhu et al.
+    2018), of all samples, is the mean BLEU of a text against all others. What no text has is None.
     """
     sources = [None if source is None else cell_text(row[source]) for row in rows]
     return {
@@ -149,9 +152,9 @@ def _corpus(outputs: Sequence[Output], sources: Sequence[str | None], decoding: 
     from lastmile_trl.evaluation.alarm import most_common_opening  # brings numpy
 
     pairs = [
-        (each.text, source)
+        ((output.outputs[0] if isinstance(output, Several) else output).text, source)
         for output, source in zip(outputs, sources, strict=True)
-        for each in (output.outputs if isinstance(output, Several) else [output])
+        if not isinstance(output, Several) or output.outputs
     ]
     texts = [text for text, _ in pairs]
     values = {
@@ -161,14 +164,54 @@ def _corpus(outputs: Sequence[Output], sources: Sequence[str | None], decoding: 
         "same_opening": most_common_opening(texts)[1] if texts else None,
     }
     if decoding != "greedy":
-        values["self_bleu"] = self_bleu(texts)
+        values["self_bleu"] = self_bleu([output.text for output, _ in each(outputs, sources)])
     with_source = [(text, source) for text, source in pairs if source is not None]
     if with_source:
-        made = [each for text, source in with_source if (each := extractive(source, text)) is not None]
+        made = [found for text, source in with_source if (found := extractive(source, text)) is not None]
         values["novel_2grams"] = known_mean(novel(source, text, 2) for text, source in with_source)
         values["extractive_coverage"] = known_mean(coverage for coverage, _, _ in made)
         values["extractive_density"] = known_mean(density for _, density, _ in made)
     return values
+
+
+def described(
+    corpus: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    likelihoods: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """`corpus` with what `likelihoods` add, a number, an Interval or a reason, as evaluation.json keeps it all.
+
+    >>> found = described({"sft": {"greedy": {"distinct_1": 0.5}}}, {"sft": {"greedy": {"kl_to_sft": "no samples"}}})
+    >>> found["corpus"], found["corpus_missing"]
+    ({'sft': {'greedy': {'distinct_1': 0.5, 'kl_to_sft': None}}}, {'sft': {'greedy': {'kl_to_sft': 'no samples'}}})
+    """
+    from lastmile_trl.evaluation.significance import Interval  # brings numpy
+
+    values: dict[str, dict] = {}
+    intervals: dict[str, dict] = {}
+    missing: dict[str, dict] = {}
+    names = {
+        name for of in (corpus, likelihoods) for of_run in of.values() for found in of_run.values() for name in found
+    }
+    for run, of_run in corpus.items():
+        for decoding, texts in of_run.items():
+            found = {**texts, **likelihoods.get(run, {}).get(decoding, {})}
+            given = {name: value for name, value in found.items() if isinstance(value, Interval)}
+            intervals.setdefault(run, {})[decoding] = {name: asdict(value) for name, value in given.items()}
+            found |= {name: value.mean for name, value in given.items()}
+            values.setdefault(run, {})[decoding] = {
+                name: None if isinstance(value, str) else value for name, value in found.items()
+            }
+            missing.setdefault(run, {})[decoding] = {
+                name: reason for name in sorted(names) if (reason := _why_not_described(name, found, decoding))
+            }
+    return {"corpus": values, "corpus_intervals": intervals, "corpus_missing": missing}
+
+
+def _why_not_described(name: str, found: Mapping[str, Any], decoding: str) -> str | None:
+    if name in found:
+        value = found[name]
+        return value if isinstance(value, str) else NO_TEXT if value is None else None
+    return OF_SAMPLES if decoding == "greedy" and name in ("self_bleu", "kl_to_sft") else "runs alone are asked for it"
 
 
 def perplexity_of(surprises: Sequence[Surprise]) -> float:
@@ -181,17 +224,14 @@ def perplexity_of(surprises: Sequence[Surprise]) -> float:
     return math.exp(sum(each.mean * each.tokens for each in surprises) / sum(each.tokens for each in surprises))
 
 
-def divergence(own: Sequence[Surprise], other: Sequence[Surprise]) -> float:
-    """An estimate of KL(own || other) in nats an output, from samples of `own` under both models.
-
-    It may fall below 0 by chance where the two are near each other.
+def divergences(own: Sequence[Surprise], other: Sequence[Surprise]) -> list[float]:
+    """An estimate of KL(own || other) in nats from each sample of `own`, by how both models find it; their mean counts.
 
     >>> from lastmile_trl.preferences.perplexity import Surprise
-    >>> divergence([Surprise(1.0, 3), Surprise(2.0, 1)], [Surprise(1.5, 3), Surprise(2.5, 1)])
-    1.0
+    >>> divergences([Surprise(1.0, 3), Surprise(2.0, 1)], [Surprise(1.5, 3), Surprise(1.5, 1)])
+    [1.5, -0.5]
     """
-    totals = [(mine.mean * mine.tokens, its.mean * its.tokens) for mine, its in zip(own, other, strict=True)]
-    return sum(its - mine for mine, its in totals) / len(totals)
+    return [its.total - mine.total for mine, its in zip(own, other, strict=True)]
 
 
 def distinct(texts: Iterable[str], n: int) -> float | None:

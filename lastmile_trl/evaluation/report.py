@@ -206,24 +206,26 @@ def _corpus(result: dict, looks: dict[str, str]) -> dict[str, dict]:
     for run, decodings in result.get("corpus", {}).items():
         for decoding, values in decodings.items():
             tables.setdefault(decoding, {})[run] = values
-    return {decoding: _described(of_runs, looks) for decoding, of_runs in tables.items()}
+    return {decoding: _described(of_runs, decoding, looks, result) for decoding, of_runs in tables.items()}
 
 
-def _described(of_runs: dict[str, dict[str, float | None]], looks: dict[str, str]) -> dict:
+def _described(of_runs: dict[str, dict[str, float | None]], decoding: str, looks: dict[str, str], result: dict) -> dict:
+    from lastmile_trl.evaluation.comparison import why_not_described
+
     names = dict.fromkeys(name for values in of_runs.values() for name in values)
     largest = {name: max(abs(values.get(name) or 0.0) for values in of_runs.values()) for name in names}
 
-    def cell(values: dict[str, float | None], name: str) -> dict[str, str]:
-        if (value := values.get(name)) is None:
-            return {"why": "no text of it has one" if name in values else "not measured of it"}
-        return {"value": number(value, decimals_for(largest[name]))}
+    def cell(run: str, name: str) -> dict[str, str | None]:
+        if (value := of_runs[run].get(name)) is None:
+            return {"why": why_not_described(run, decoding, name, result)}
+        decimals = decimals_for(largest[name])
+        interval = result.get("corpus_intervals", {}).get(run, {}).get(decoding, {}).get(name)
+        between = interval and f"[{number(interval['low'], decimals)}, {number(interval['high'], decimals)}]"
+        return {"value": number(value, decimals), "interval": between}
 
     return {
         "names": list(names),
-        "rows": [
-            {"run": run, "look": looks[run], "cells": [cell(values, name) for name in names]}
-            for run, values in of_runs.items()
-        ],
+        "rows": [{"run": run, "look": looks[run], "cells": [cell(run, name) for name in names]} for run in of_runs],
     }
 
 

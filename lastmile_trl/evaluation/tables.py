@@ -22,6 +22,7 @@ from lastmile_trl.evaluation.comparison import (
     primary_metric,
     why_no_difference,
     why_no_value,
+    why_not_described,
     with_interval,
 )
 from lastmile_trl.evaluation.significance import Difference, Interval
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, Group
     from rich.table import Table
 
-OF_CORPUS = f"This describes all texts of a run at once: no better or worse, no test. {DASH} where there is nothing."
+OF_CORPUS = "This describes all texts of a run at once: no better or worse, no test."
 
 
 def table(result: Mapping[str, Any]) -> Group:
@@ -83,17 +84,25 @@ def dashes(result: Mapping[str, Any]) -> list[str]:
     """
     entries = [entry for entries in by_decoding(result).values() for entry in entries]
     decodings = _grouped((label(entry), entry["decoding"]) for entry in entries)
-    cells = _grouped(
-        ((reason, label(entry), what), entry["decoding"])
+    cells = [
+        (reason, label(entry), entry["decoding"], what)
         for entry in entries
         for what, reason in _missing(entry, result).items()
-    )
+    ]
+    return _dash_lines(cells, decodings, set(result["metrics"]))
+
+
+def _dash_lines(
+    missing: Iterable[tuple[str, str, str, str]], decodings: Mapping[str, list[str]], metrics: set[str]
+) -> list[str]:
+    """A line for each reason, of cells by reason, run, decoding and what is not there."""
+    cells = _grouped(((reason, name, what), decoding) for reason, name, decoding, what in missing)
     whats = _grouped(
-        ((reason, name if at == decodings[name] else f"{name} ({', '.join(at)})"), what)
+        ((reason, name if set(at) == set(decodings[name]) else f"{name} ({', '.join(at)})"), what)
         for (reason, name, what), at in cells.items()
     )
     places = _grouped(
-        ((reason, "all metrics" if {*result["metrics"]} <= {*what} else ", ".join(what)), place)
+        ((reason, "all metrics" if metrics <= {*what} else ", ".join(what)), place)
         for (reason, place), what in whats.items()
     )
     lines = _grouped((reason, f"{what} of {' and '.join(where)}") for (reason, what), where in places.items())
@@ -182,23 +191,45 @@ def _corpus_table(result: Mapping[str, Any]) -> list[Any]:
         return []
     header = ["all texts at once", *(run.replace("_", "_\n").replace(" ", "\n") for run in runs)]
     blocks = {
-        decoding: [[name, *(_plain(of_run.get(decoding, {}).get(name)) for of_run in runs.values())] for name in names]
+        decoding: [[name, *(_described(run, decoding, name, result, _with_margin) for run in runs)] for name in names]
         for decoding, names in _corpus_names(result).items()
     }
-    return [Text(), _Parts(header, blocks), Text(OF_CORPUS)]
+    shown = [
+        (run, decoding, name) for decoding, names in _corpus_names(result).items() for name in names for run in runs
+    ]
+    return [Text(), _Parts(header, blocks), Text("\n".join([OF_CORPUS, *_corpus_dashes(shown, result)]))]
 
 
 def _corpus_markdown(result: Mapping[str, Any]) -> list[str]:
     """The same with a line for each run and decoding, as in the other table."""
     named = _corpus_names(result)
     names = list(dict.fromkeys(name for names in named.values() for name in names))
-    lines = [
-        [run, decoding, *(_plain(values.get(name)) for name in names)]
-        for decoding in named
-        for run, of_run in result["corpus"].items()
-        if (values := of_run.get(decoding))
+    rows = [(run, decoding) for decoding in named for run in result["corpus"] if result["corpus"][run].get(decoding)]
+    if not rows:
+        return []
+    lines = [[*row, *(_described(*row, name, result, with_interval) for name in names)] for row in rows]
+    below = _corpus_dashes([(*row, name) for row in rows for name in names], result)
+    return [_markdown_table([["run", "decoding", *names], *lines]), OF_CORPUS, *below]
+
+
+def _described(run: str, decoding: str, name: str, result: Mapping[str, Any], form: Callable[[Interval], str]) -> str:
+    """A number that describes all texts of a run, with its interval where it has one."""
+    found = result.get("corpus_intervals", {}).get(run, {}).get(decoding, {}).get(name)
+    return form(Interval(**found)) if found else _plain(result["corpus"][run].get(decoding, {}).get(name))
+
+
+def _corpus_dashes(shown: Iterable[tuple[str, str, str]], result: Mapping[str, Any]) -> list[str]:
+    """What the dashes mean among the numbers that are shown, each by run, decoding and name."""
+    missing = [
+        (why_not_described(run, decoding, name, result), run, decoding, name if decoding in of_run else "all")
+        for run, decoding, name in shown
+        if (of_run := result["corpus"][run]).get(decoding, {}).get(name) is None
     ]
-    return [_markdown_table([["run", "decoding", *names], *lines]), OF_CORPUS] if lines else []
+    return _dash_lines(
+        dict.fromkeys(missing),
+        _grouped((run, decoding) for run, of_run in result["corpus"].items() for decoding in of_run),
+        {name for of_run in result["corpus"].values() for found in of_run.values() for name in found},
+    )
 
 
 def _corpus_names(result: Mapping[str, Any]) -> dict[str, list[str]]:

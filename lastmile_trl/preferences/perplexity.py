@@ -45,6 +45,11 @@ class Surprise:
         """The number of equally likely tokens that would surprise as much."""
         return math.exp(self.mean)
 
+    @property
+    def total(self) -> float:
+        """-log p of the whole answer, in nats."""
+        return self.mean * self.tokens
+
 
 def perplexities(
     model: Any,
@@ -61,14 +66,26 @@ def perplexities(
     An answer that has not ``ended`` by itself is measured without an end token. A model in training comes back as it
     was.
     """
-    import torch
-
     ids = all_answer_ids(tokenizer, prompts, answers, ended)
     for (before, answer), prompt in zip(ids, prompts, strict=True):
         if not before:
             raise InputError(f"The prompt {prompt!r:.80} holds no tokens; give it at least one word.")
         if not answer:
             raise InputError(f"An answer to {prompt!r:.80} is empty and did not end: leave that pair out.")
+    return surprises(model, ids, prompts, batch_size=batch_size, on_batch=on_batch)
+
+
+def surprises(
+    model: Any,
+    ids: Sequence[tuple[list[int], list[int]]],
+    prompts: Sequence[str | list[dict]],
+    *,
+    batch_size: int = 8,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[Surprise]:
+    """The same of prompts and answers as token ids, every one of an answer counted; an error names its prompt."""
+    import torch
+
     order = sorted(range(len(ids)), key=lambda row: -sum(map(len, ids[row])))
     found: dict[int, Surprise] = {}
     with torch.no_grad(), evaluating(model):

@@ -773,7 +773,11 @@ def corpus_result():
     result["corpus"] = {
         "sft": {"sampled": {**described, "self_bleu": 0.5}, "greedy": described},
         "grpo": {"greedy": described | {"distinct_1": 0.5}, "sampled": described | {"kl_to_sft": 1234.5678}},
+        "best": {"sampled": described | {"kl_to_sft": None}},
     }
+    result["corpus_intervals"] = {"grpo": {"sampled": {"kl_to_sft": exactly(1234.5678, 2) | {"low": 1000.0}}}}
+    result["corpus_intervals"]["grpo"]["sampled"]["kl_to_sft"] |= {"mean": 1234.5678, "high": 1300.0}
+    result["corpus_missing"] = {"best": {"sampled": {"kl_to_sft": "it was not asked"}}}
     return result
 
 
@@ -781,29 +785,42 @@ def test_what_describes_all_texts_of_a_run_is_shown_below():
     result = corpus_result()
     text = printed(result, width=80)
     lines = [line.split() for line in text.partition("all texts at once")[2].splitlines()]
-    described = "This describes all texts of a run at once: no better or worse, no test. – where there is nothing."
+    described = "This describes all texts of a run at once: no better or worse, no test."
     expected = [
-        ["sft", "grpo"],
+        ["sft", "grpo", "best"],
         ["greedy"],
-        ["distinct_1", "0.250", "0.500"],
-        ["same_opening", "–", "–"],
+        ["distinct_1", "0.250", "0.500", "–"],
+        ["same_opening", "–", "–", "–"],
         ["sampled"],
-        ["distinct_1", "0.250", "0.250"],
-        ["same_opening", "–", "–"],
-        ["self_bleu", "0.500", "–"],
-        ["kl_to_sft", "–", "1234.568"],
+        ["distinct_1", "0.250", "0.250", "0.250"],
+        ["same_opening", "–", "–", "–"],
+        ["self_bleu", "0.500", "–", "–"],
+        ["kl_to_sft", "–", "1234.568", "–"],
+        ["±150.000"],
     ]
-    assert [line for line in lines if line and "─" not in line[0]][:9] == expected
+    assert [line for line in lines if line and "─" not in line[0]][:10] == expected
     assert described in " ".join(text.split())
+    assert " ".join(" ".join(map(" ".join, lines)).split()).endswith(
+        "– it has no greedy outputs: all of best (greedy) – no text of it has one: same_opening of sft and grpo and "
+        "best – not measured of it: self_bleu of grpo (sampled) and best; kl_to_sft of sft (sampled) "
+        "– it was not asked: kl_to_sft of best"
+    )
     assert markdown(result).partition("| run | decoding | distinct_1")[2].splitlines() == [
         " | same_opening | self_bleu | kl_to_sft |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
         "| sft | greedy | 0.250 | – | – | – |",
         "| grpo | greedy | 0.500 | – | – | – |",
         "| sft | sampled | 0.250 | – | 0.500 | – |",
-        "| grpo | sampled | 0.250 | – | – | 1234.568 |",
+        "| grpo | sampled | 0.250 | – | – | 1234.568 [1000.000, 1300.000] |",
+        "| best | sampled | 0.250 | – | – | – |",
         "",
         described,
+        "",
+        "– no text of it has one: same_opening of sft and grpo and best",
+        "",
+        "– not measured of it: self_bleu of sft (greedy) and grpo and best; kl_to_sft of sft and grpo (greedy)",
+        "",
+        "– it was not asked: kl_to_sft of best",
     ]
     del result["corpus"]  # as in older files
     assert "all texts" not in printed(result) + markdown(result)

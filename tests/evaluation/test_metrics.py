@@ -1,19 +1,25 @@
+import math
 import random
+import statistics
 
 import pytest
 
 from lastmile_trl.errors import InputError
 from lastmile_trl.evaluation.comparison import compare
-from lastmile_trl.evaluation.decoding import Output, Several
+from lastmile_trl.evaluation.decoding import Output, Several, decode, end_ids_of
 from lastmile_trl.evaluation.metrics import (
     corpus_metrics,
+    described,
     distinct,
+    divergences,
     length_ratio,
     per_row,
     repeated_3grams,
     scored,
     self_bleu,
 )
+from lastmile_trl.evaluation.significance import Interval
+from lastmile_trl.preferences.perplexity import surprises
 from lastmile_trl.rewards import REGISTRY, Reward, Task, build, prepare
 
 
@@ -118,7 +124,7 @@ def test_corpus_metrics_by_hand():
     rows = [{"text": "the old cat sat"}, {"text": "one dog ran off"}]
     greedy = [Output("the cat sat", [7], True), Output("the cat sat", [7], True)]
     sampled = [
-        Several("a", [7], True, outputs=[Output("old cat", [7], True), Output("old dog", [7], True)]),
+        Several("a", [7], True, outputs=[Output("old dog dog", [7], True), Output("old cat", [7], True)]),
         Several("– (why)", None, False, outputs=[]),
     ]
     found = corpus_metrics({"sft": {"greedy": greedy, "sampled": sampled}}, rows, "text")["sft"]
@@ -132,28 +138,81 @@ def test_corpus_metrics_by_hand():
         "extractive_density": ((1 + 4) / 3 + 0) / 2,  # stretches `the` and `cat sat`
     }
     assert found["sampled"] == {
-        "distinct_1": 3 / 4,
+        # of `old dog dog` alone, the first of the only row with samples
+        "distinct_1": 2 / 3,
         "distinct_2": 1.0,
         "distinct_2_per_text": 1.0,
-        "same_opening": 0.5,
-        "self_bleu": pytest.approx((1 / 2 * 1 / 2) ** 0.5),  # each has one word of two, and none of one 2-gram: 1/2
-        "novel_2grams": 0.5,
-        "extractive_coverage": (1 + 1 / 2) / 2,
-        "extractive_density": (4 / 2 + 1 / 2) / 2,
-    }
-
-
-def test_corpus_metrics_without_a_source_and_without_texts():
-    missing = Several("– (why)", None, False, outputs=[])
-    found = corpus_metrics({"lead": {"greedy": [missing]}, "sft": {"sampled": [Output("", [7], True)]}}, [{}])
-    assert found["lead"]["greedy"] == dict.fromkeys(("distinct_1", "distinct_2", "distinct_2_per_text", "same_opening"))
-    assert found["sft"]["sampled"] == {
-        "distinct_1": None,
-        "distinct_2": None,
-        "distinct_2_per_text": None,
         "same_opening": 1.0,
-        "self_bleu": None,
+        # of 3 words 1 is in the other and of 2 2-grams none, 1/2 of one; 2 words, 1 and 1/2 of 1, and it is shorter
+        "self_bleu": pytest.approx(
+            ((1 / 3 * 1 / 4 * 1 / 4) ** (1 / 3) + math.exp(-1 / 2) * (1 / 2 * 1 / 2) ** 0.5) / 2
+        ),
+        "novel_2grams": 1.0,
+        "extractive_coverage": 1 / 3,
+        "extractive_density": 1 / 3,
     }
+
+
+def test_runs_are_described_by_as_many_texts_whatever_their_samples():
+    texts = ["a b", "a c", "d e"]
+    single = [Output(text, [7], True) for text in texts]
+    several = [
+        Several(text, [7], True, outputs=[Output(text, [7], True), *[Output("x y", [7], True)] * 3]) for text in texts
+    ]
+    found = corpus_metrics({"grpo": {"sampled": several}, "best_of_4": {"sampled": single}}, [{"t": "a b"}] * 3, "t")
+    grpo, best = (of_run["sampled"] for of_run in found.values())
+    assert grpo.pop("self_bleu") > best.pop("self_bleu"), "the samples that are alike count there"
+    assert grpo == best and grpo["distinct_1"] == 5 / 6
+
+
+def test_the_divergence_of_samples_is_that_of_all_that_can_be_said(new_model, tokenizer):
+    import torch
+
+    own, other, prompt = new_model(seed=0).eval(), new_model(seed=1).eval(), "w4 w2"
+    before = tokenizer(prompt)["input_ids"]
+
+    def next_tokens(model, ids):
+        with torch.no_grad():
+            return model(torch.tensor(ids)).logits[:, -1].double().log_softmax(-1)
+
+    # Two tokens at most: all first ones, and after each that is no end all second ones.
+    first, its_first = (next_tokens(model, [before])[0] for model in (own, other))
+    goes_on = [token for token in range(len(tokenizer)) if token not in end_ids_of(own, tokenizer)]
+    second, its_second = (next_tokens(model, [[*before, token] for token in goes_on]) for model in (own, other))
+    exact = (first.exp() * (first - its_first)).sum() + (
+        first[goes_on].exp() * (second.exp() * (second - its_second)).sum(-1)
+    ).sum()
+    rows = 2000
+    samples = decode(own, tokenizer, [prompt] * rows, max_new_tokens=2, temperature=1.0, batch_size=1000)
+    assert {(len(output.ids), output.ended) for output in samples} == {(1, True), (2, True), (2, False)}
+    ids = [(before, output.ids) for output in samples]
+    found = [surprises(model, ids, [prompt] * rows, batch_size=1000) for model in (own, other)]
+    values = divergences(*found)
+    error = statistics.stdev(values) / rows**0.5
+    assert exact > 20 * error, "the other way round it would be below 0"
+    assert abs(statistics.fmean(values) - float(exact)) < 4 * error
+    assert min(values) < 0 < max(values)
+
+
+def test_what_is_not_described_says_why():
+    greedy, sampled = {"distinct_1": 0.5}, {"distinct_1": 0.5, "self_bleu": None}
+    likelihoods = {
+        "sft": {of: {"reference_perplexity": 9.0} for of in ("greedy", "sampled")},
+        "grpo": {"greedy": {"reference_perplexity": 8.0}, "sampled": {"kl_to_sft": Interval(0.5, -0.1, 1.0, 3)}},
+    }
+    likelihoods["sft"]["sampled"]["kl_to_sft"] = "none"
+    corpus = {"lead": {"greedy": greedy}, **{run: {"greedy": greedy, "sampled": sampled} for run in ("sft", "grpo")}}
+    found = described(corpus, likelihoods)
+    assert found["corpus"]["grpo"]["sampled"] == {"distinct_1": 0.5, "self_bleu": None, "kl_to_sft": 0.5}
+    assert found["corpus"]["sft"]["sampled"]["kl_to_sft"] is None
+    assert found["corpus_intervals"]["grpo"]["sampled"] == {
+        "kl_to_sft": {"mean": 0.5, "low": -0.1, "high": 1.0, "rows": 3}
+    }
+    assert found["corpus_intervals"]["sft"] == {"greedy": {}, "sampled": {}}
+    missing = found["corpus_missing"]
+    assert missing["sft"]["sampled"] == {"kl_to_sft": "none", "self_bleu": "no text of it has one"}
+    assert missing["lead"]["greedy"]["reference_perplexity"] == "runs alone are asked for it"
+    assert missing["sft"]["greedy"] == {"self_bleu": "it is of samples", "kl_to_sft": "it is of samples"}
 
 
 @pytest.mark.parametrize(
