@@ -417,6 +417,21 @@ def test_a_row_has_the_mean_over_its_samples_which_best_of_n_takes_too(recipe, l
     assert "best_of_3 has no greedy outputs" in page and "too few rows" not in page
 
 
+def test_rows_of_one_prompt_have_their_samples_however_many_are_drawn(recipe, tmp_path):
+    stage = recipe(samples=2, rows=8)
+    write_jsonl(tmp_path / "rows.jsonl", [row for row in make_rows(6) for _ in range(4)])
+    train.run(stage)
+    result, _ = shown(stage.run)
+    assert len({example["prompt"] for example in result["examples"]}) < 8
+    twice = of_run(result, "sft")
+    assert len({text for output in twice for text in output["samples"]}) == 16
+    shutil.rmtree(stage.run / "outputs")
+    once = recipe("evaluate", "once", runs=[str(stage.run)], rows=8)
+    train.run(once)
+    texts = [output["text"] for output in of_run(shown(once.run)[0], "sft")]
+    assert texts == [output["samples"][0] for output in twice]
+
+
 def test_samples_that_nothing_draws_are_refused(recipe):
     from lastmile_trl.errors import InputError
 

@@ -26,6 +26,7 @@ ALWAYS_MEASURED = {"words": None, "length_ratio": None, "ended": "higher", "repe
 AS_REWARDS = {"ended": "ending", "repeated_3grams": "repetition"}  # which rewards are the same, but for the sign
 
 NO_TEXT = "no text of it has one"
+FEW_TEXTS = "there are fewer than two texts"
 OF_SAMPLES = "it is of samples"
 SELF_BLEU_TEXTS = 200  # at most, drawn at random
 
@@ -208,9 +209,10 @@ def described(
 
 
 def _why_not_described(name: str, found: Mapping[str, Any], decoding: str) -> str | None:
+    if isinstance(value := found.get(name), str):
+        return value
     if name in found:
-        value = found[name]
-        return value if isinstance(value, str) else NO_TEXT if value is None else None
+        return (FEW_TEXTS if name == "self_bleu" else NO_TEXT) if value is None else None
     return OF_SAMPLES if decoding == "greedy" and name in ("self_bleu", "kl_to_sft") else "runs alone are asked for it"
 
 

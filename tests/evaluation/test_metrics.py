@@ -210,7 +210,7 @@ def test_what_is_not_described_says_why():
     }
     assert found["corpus_intervals"]["sft"] == {"greedy": {}, "sampled": {}}
     missing = found["corpus_missing"]
-    assert missing["sft"]["sampled"] == {"kl_to_sft": "none", "self_bleu": "no text of it has one"}
+    assert missing["sft"]["sampled"] == {"kl_to_sft": "none", "self_bleu": "there are fewer than two texts"}
     assert missing["lead"]["greedy"]["reference_perplexity"] == "runs alone are asked for it"
     assert missing["sft"]["greedy"] == {"self_bleu": "it is of samples", "kl_to_sft": "it is of samples"}
 

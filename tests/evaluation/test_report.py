@@ -455,15 +455,17 @@ def test_all_texts_at_once_and_the_steps_have_tables(tmp_path):
         "processed": {"sft": {"greedy": 12}},
         "postprocessing": ["first_block", {"length": {"words": 31}}],
         "corpus": {
-            "sft": {"greedy": {"distinct_1": 0.25, "self_bleu": None}},
-            "grpo": {"greedy": {"distinct_1": 20.5}},
+            "sft": {"greedy": {"distinct_1": 0.25, "self_bleu": None, "kl_to_sft": None}},
+            "grpo": {"greedy": {"distinct_1": 20.5, "kl_to_sft": 0.5}},
         },
+        "corpus_intervals": {"grpo": {"greedy": {"kl_to_sft": {"mean": 0.5, "low": -0.25, "high": 1.0, "rows": 9}}}},
+        "corpus_missing": {"sft": {"greedy": {"kl_to_sft": "it goes <i> back"}}},
     }
     page = written(tmp_path, content)
     assert page.cells[4:] == [
-        ["greedy decoding ", "distinct_1 ", "self_bleu "],
-        ["sft ", "0.2 ", "– no text of it has one "],
-        ["grpo ", "20.5 ", "– not measured of it "],
+        ["greedy decoding ", "distinct_1 ", "self_bleu ", "kl_to_sft "],
+        ["sft ", "0.2 ", "– no text of it has one ", "– it goes <i> back "],
+        ["grpo ", "20.5 ", "– not measured of it ", "0.500 [−0.250, 1.000] "],
         ["Run ", "first_block ", "length words 31 "],
         ["sft greedy ", "3 of 12 ", "0 of 12 "],
     ]
