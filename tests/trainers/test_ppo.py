@@ -624,7 +624,7 @@ def chat_low_share(completions, completion_ids, **columns):
         {"temperature": 0.7, "top_entropy_quantile": 0.5},
         {"log_completions": True},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_it_trains(make_ppo, settings):
     trainer = make_ppo(num_iterations=2, max_steps=4, **settings)
