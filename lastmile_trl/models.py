@@ -87,7 +87,7 @@ def config_of(section: dict[str, Any], run: Path, seed: int) -> "ModelConfig":
         base = run / "base"
         with PartialState().main_process_first():
             if not base.exists():
-                build_base(base, seed=seed)
+                build_base(run / "base.part", seed=seed).rename(base)  # a base is whole or is not there
         section = {**section, "model_name_or_path": str(base)}
     return ModelConfig(**section)
 

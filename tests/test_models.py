@@ -1,11 +1,13 @@
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
 from trl import ModelConfig
 
+from lastmile_trl import synthetic
 from lastmile_trl.errors import InputError
-from lastmile_trl.models import load_model, load_tokenizer, new_adapter
+from lastmile_trl.models import config_of, load_model, load_tokenizer, new_adapter
 
 
 @pytest.fixture
@@ -72,3 +74,17 @@ def test_an_adapter_comes_with_its_base_and_is_trained_only_if_asked(tiny_model_
         model = load_model(on_adapter, trainable=trainable)
         grown = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert bool(grown) is trainable and all("lora_" in name for name in grown)
+
+
+def test_a_base_that_was_half_made_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(synthetic.DATASETS, "notes", {"train": 50, "test": 10})
+    make, section = synthetic.tiny_model, {"model_name_or_path": "synthetic:notes"}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(synthetic, "tiny_model", Mock(side_effect=KeyboardInterrupt))
+        config_of(section, tmp_path, seed=0)
+    assert not (tmp_path / "base").exists()
+    base = config_of(section, tmp_path, seed=0).model_name_or_path
+    assert base == str(tmp_path / "base") and [*tmp_path.iterdir()] == [tmp_path / "base"]
+    stored = load_model(ModelConfig(base)).state_dict()
+    made = make(load_tokenizer(base), seed=0).state_dict()
+    assert all(torch.equal(stored[name], made[name]) for name in made)

@@ -1,9 +1,11 @@
 """Weight, clip, scale and gates: what is done to a reward's values, and what a trainer logs of it."""
 
 import pickle
+import time
 
 import pytest
 
+from lastmile_trl import rewards as rewards_module
 from lastmile_trl.errors import InputError, RunError
 from lastmile_trl.rewards import Task, build, prepare, score
 
@@ -18,6 +20,11 @@ def tensor(completions, **columns):
     import torch
 
     return torch.tensor([float(len(text)) for text in completions])
+
+
+def napping(completions, **columns):
+    time.sleep(0.2)
+    return [0.0] * len(completions)
 
 
 def in_brackets(completions, **columns):
@@ -162,3 +169,13 @@ def test_scoring_rows_uses_gates():
     rewards = build(["rouge", {"format": {"pattern": "yes|no", "gate": 1}}])
     rows = [{"prediction": "yes", "references": "yes"}, {"prediction": "yes sir", "references": "yes sir"}]
     assert score(rewards, rows) == [{"rouge/rougeL": 1.0, "format": 1.0}, {"rouge/rougeL": 0.0, "format": 0.0}]
+
+
+def test_a_slow_reward_is_named_once_and_a_quick_one_not(monkeypatch, capsys):
+    monkeypatch.setattr(rewards_module, "PATIENCE", 0.05)
+    quick, slow = build([f"{HERE}:number", f"{HERE}:napping"])
+    capsys.readouterr()
+    quick(["1"])
+    slow(["a", "b"])
+    time.sleep(0.1)  # the quick one's time would be over too
+    assert capsys.readouterr().err == ("Reward 'napping' has taken 0.05 s for 2 completions, and is still at it.\n")
