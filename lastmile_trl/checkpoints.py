@@ -4,29 +4,31 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError, RunError
 from .screen import note
 
-MANIFEST = "complete.json"  # of a checkpoint: its files with their sizes, how many processes wrote it, of which rows
+MANIFEST = "complete.json"  # of a checkpoint: its files with their sizes, who wrote it, of which rows
 WRITING = "writing"  # where one lies until it is whole
 FULL = ("No space left on device", "Disk quota exceeded", "unexpected pos", "PytorchStreamWriter failed")
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def seal(folder: Path, processes: int, rows: str | None = None) -> None:
-    """Write down what the checkpoint holds, once all of that has reached the disk."""
+def seal(folder: Path, processes: int, distributed: str = "NO", rows: str | None = None) -> None:
+    """Write down what the checkpoint holds, once all of that has reached the disk.
+
+    ``distributed`` is accelerate's kind of launch, ``rows`` names the training rows.
+    """
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    for file in files:
-        _sync(file)
+    sync(files)
     sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"processes": processes, "rows": rows, "files": sizes}, indent=1), encoding="utf-8")
-    for path in [manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        _sync(path)
+    about = {"processes": processes, "sharded_by": _sharded_by(distributed), "rows": rows}
+    manifest.write_text(json.dumps({**about, "files": sizes}, indent=1), encoding="utf-8")
+    sync([manifest, *(path for path in folder.rglob("*") if path.is_dir()), folder])
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def put_in_place(folder: Path, run: Path) -> Path:
     if place.exists():
         _set_aside(place, run, "it was written again")
     folder.rename(place)
-    _sync(run)
+    sync([run])
     return place
 
 
@@ -90,14 +92,37 @@ def read_manifest(folder: Path) -> dict | None:
         return None
 
 
-def check_processes(run: Path, processes: int) -> None:
-    """Refuse to go on with another number of processes, whose rows and random numbers would be others."""
-    folder = next((folder for folder in _by_step(run) if not broken(folder)), None)
-    if folder and (wrote := read_manifest(folder)["processes"]) != processes:
+def last_whole(run: Path) -> Path | None:
+    """The newest whole checkpoint, with everything left where it is."""
+    return next((folder for folder in _by_step(run) if not broken(folder)), None)
+
+
+def check_launch(run: Path, processes: int, distributed: str) -> None:
+    """Refuse to go on with another number of processes, whose rows would be others, or another way to share weights."""
+    folder = last_whole(run)
+    if folder is None:
+        return
+    manifest = read_manifest(folder)
+    wrote, before, now = manifest["processes"], manifest["sharded_by"], _sharded_by(distributed)
+    if wrote != processes:
         raise InputError(
             f"{folder} was written by {wrote} process{'es' if wrote > 1 else ''} and cannot go on with {processes}: "
             f"use --num_processes {wrote}, or begin anew with --force."
         )
+    if before != now:
+        raise InputError(
+            f"{folder} was written {_with(before)} and cannot go on {_with(now)}: use the --accelerate of before, or "
+            "begin anew with --force."
+        )
+
+
+def _sharded_by(distributed: str) -> str | None:
+    """What gives a checkpoint a form of its own."""
+    return distributed if distributed in ("DEEPSPEED", "FSDP") else None
+
+
+def _with(sharded_by: str | None) -> str:
+    return f"with {sharded_by}" if sharded_by else "by processes with a whole model each"
 
 
 def check_rows(checkpoint: Path, rows: str) -> None:
@@ -123,10 +148,11 @@ def _set_aside(folder: Path, run: Path, reason: str) -> None:
     note(f"{folder} is set aside as {aside} and not used ({reason}); remove it if it is of no use to you.")
 
 
-def _sync(path: Path) -> None:
+def sync(paths: Iterable[Path]) -> None:
     """Have the disk hold what was written, so that a power cut after it changes nothing."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

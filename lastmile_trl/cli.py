@@ -381,7 +381,7 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
         environment = own.environment(words.debug, words.force)
         code = start(own.command(recipe), environment)
         if code > 128:
-            note(f"{title} was stopped; the same command goes on from its last checkpoint.")
+            note(f"{title} was stopped; the same command{' without --force' * words.force} {_what_is_left(recipe)}.")
             return code
         if code:
             note(f"{title} failed; the stages after it were not started.")
@@ -389,6 +389,17 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
         note(f"{title}: done in {time.monotonic() - started:.0f} s")
         _show(recipe.run)
     return 0
+
+
+def _what_is_left(recipe: "Recipe") -> str:
+    """What a stage that was stopped does when it is started again."""
+    from .checkpoints import last_whole
+    from .run_folder import is_trained
+
+    if is_trained(recipe):
+        return "does what comes after its training"
+    checkpoint = last_whole(recipe.run)
+    return f"goes on from {checkpoint}" if checkpoint else "begins it again"
 
 
 def _skips(recipe: "Recipe", words: argparse.Namespace, upcoming: Collection[Path]) -> bool:

@@ -1,7 +1,33 @@
-"""Files that others read while they are written."""
+"""Files that others read, or would write, while they are written."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import InputError
+
+LOCK = ".lock"  # held by the process that writes to the folder
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Be the only one that writes to a run folder, until the end, however that comes."""
+    import fcntl
+
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"Process {file.read().strip()} is at work in {run}: wait until it is done, or end it."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from .recipe import Recipe, shipped
 if TYPE_CHECKING:
     import psutil
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MARK = "LASTMILE_STAGE"  # in the environment of all processes of a stage
 
 
@@ -118,7 +119,8 @@ def start(command: list[str], environment: dict[str, str]) -> int:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has just left
                 worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    listened = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
+    before = {number: signal.signal(number, forward) for number in listened}
     try:
         code = process.wait()
         psutil.wait_procs(list(asked))  # whose launcher may have been ended before them

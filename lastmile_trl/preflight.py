@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from . import data as data_module
 from . import fit, rewards
-from .checkpoints import check_processes
+from .checkpoints import check_launch
 from .errors import InputError, RunError, did_you_mean, first_line, unknown
 from .evaluation import postprocess
 from .evaluation.metrics import ALWAYS_MEASURED
-from .files import file_in_the_way
+from .files import LOCK, file_in_the_way
 from .models import adapter_config, check_safetensors, is_known, is_reward_model, read_json, trusts_remote_code
 from .recipe import IN_ONE_PROCESS, METHODS, RL, WITH_PAIRS, Recipe, read, short_names
 from .rewards import Reward
@@ -60,7 +60,7 @@ def check(
         _go_offline_without_connection(findings.notes)
     checks: list[Callable[[], None]] = [
         lambda: check_run_folder(recipe, force),
-        lambda: None if force else check_processes(recipe.run, processes),
+        lambda: None if force else check_launch(recipe.run, processes, distributed),
         lambda: _check_models(recipe, upcoming),
         lambda: _check_room(recipe, upcoming),
         lambda: _check_critic(recipe, upcoming, distributed),
@@ -113,9 +113,11 @@ def check_run_folder(recipe: Recipe, force: bool) -> None:
         place = Path(start).expanduser().resolve()
         if recipe.run.resolve() in (place, *place.parents):
             raise InputError(f"{start!r} lies in the run folder {recipe.run}: set another training.output_dir.")
-    if not recipe.run.exists() or not any(recipe.run.iterdir()):
+    there = {child.name for child in recipe.run.iterdir()} if recipe.run.exists() else set()
+    if not there - {LOCK}:
         return
-    if not all((recipe.run / name).exists() for name in ("recipe.yaml", "environment.json")):
+    # One that was stopped in its first moments, or while --force emptied it, has its lock at least.
+    if LOCK not in there and not there >= {"recipe.yaml", "environment.json"}:
         raise InputError(f"{recipe.run} holds files that are not a run of ours: set another training.output_dir.")
     found = differences(recipe)
     if recipe.method == "evaluate" and not {"method", "evaluation.runs"} & found.keys():

@@ -7,6 +7,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,7 +16,7 @@ from . import checkpoints, memory, models, preflight, rewards
 from . import data as data_module
 from .errors import InputError, RunError, first_line
 from .evaluation import postprocess
-from .files import write_whole
+from .files import LOCK, locked, write_whole
 from .leakage import leaks
 from .models import Loaded
 from .outputs import (
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from .evaluation.decoding import Output
     from .evaluation.postprocess import Step
 
+REPLACED = "replaced-"  # folders in a run's: earlier runs, from what an earlier stage was before
 TRAINERS = {
     "sft": "trl:SFTTrainer",
     "grpo": "trl:GRPOTrainer",
@@ -78,9 +81,17 @@ def run(recipe: Recipe, force: bool = False) -> None:
     sharded_by = os.environ.get("LASTMILE_SHARDED_BY", state.distributed_type.value)
     if state.distributed_type.value != sharded_by:
         raise RunError(f"{sharded_by} was asked for, but {state.distributed_type.value} started: see --accelerate.")
+    force = force or os.environ.get("LASTMILE_FORCE") == "1"
+    if state.is_main_process:
+        preflight.check_run_folder(recipe, force)
+    with locked(recipe.run) if state.is_main_process else nullcontext():
+        _run(recipe, state, force)
+
+
+def _run(recipe: Recipe, state: Any, force: bool) -> None:
     started = time.monotonic()
     if state.is_main_process:
-        _prepare_folder(recipe, force or os.environ.get("LASTMILE_FORCE") == "1")
+        _prepare_folder(recipe, force)
         write_whole(recipe.run / "recipe.yaml", recipe.yaml())
         write_environment(recipe, state)
     state.wait_for_everyone()
@@ -102,13 +113,18 @@ def run(recipe: Recipe, force: bool = False) -> None:
 
 def _prepare_folder(recipe: Recipe, force: bool) -> None:
     """An empty folder, or that of a run from the same starts that goes on, or is only evaluated otherwise."""
-    preflight.check_run_folder(recipe, force)
-    if recipe.run.exists():
-        stored = environment_of(recipe.run).get("started_from")
-        if force or stored != starts_of(recipe):
-            for child in recipe.run.iterdir():  # the folder itself may be a link or a mounted disk
-                shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
-    recipe.run.mkdir(parents=True, exist_ok=True)
+    run, stored = recipe.run, environment_of(recipe.run).get("started_from")
+    old = [child for child in run.iterdir() if child.name != LOCK and not child.name.startswith(REPLACED)]
+    if force:
+        for child in sorted(old, key=lambda child: child.name in ("recipe.yaml", "environment.json")):
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+    elif old and stored != starts_of(recipe):
+        number = next(number for number in count(1) if not (run / f"{REPLACED}{number}").exists())
+        aside = run / f"{REPLACED}{number}"
+        aside.mkdir()
+        for child in old:
+            child.rename(aside / child.name)
+        note(f"What {run} builds on was made anew since: the run of before lies in {aside}, and this one begins anew.")
 
 
 def _device() -> dict[str, Any]:
@@ -148,6 +164,7 @@ def _train(recipe: Recipe) -> None:
         if state.is_main_process:
             # TRL's frozen copy of the adapter that training went on from; PEFT saves it along.
             shutil.rmtree(recipe.run / "ref", ignore_errors=True)
+            checkpoints.sync(file for file in recipe.run.iterdir() if file.is_file())
             write_environment(recipe, state, trained=now())
         if trainer.left:
             _leave(trainer)
@@ -176,7 +193,7 @@ def _goes_on_from(run: Path) -> str | None:
     state = PartialState()
     found = [None]
     if state.is_main_process and (checkpoint := checkpoints.newest(run)):
-        checkpoints.check_processes(run, state.num_processes)
+        checkpoints.check_launch(run, state.num_processes, state.distributed_type.value)
         found = [str(checkpoint)]
     return broadcast_object_list(found)[0] if state.num_processes > 1 else found[0]
 

@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from lastmile_trl import checkpoints, preflight, run_folder, train
 from lastmile_trl.errors import InputError, RunError
+from lastmile_trl.files import locked
 from lastmile_trl.recipe import RL
 
 from .test_train import recipe  # noqa: F401
@@ -109,6 +110,51 @@ def fails_outside_checkpoints(self, output_dir=None, _internal_call=False):
     super(type(self).__mro__[1], self).save_model(output_dir, _internal_call)
 
 
+def test_two_commands_do_not_write_to_one_run(stage):
+    first = stage("grpo", "run")
+    with locked(first.run), pytest.raises(InputError, match=f"Process {os.getpid()} is at work in .*run: wait"):
+        train.run(first)
+    train.run(first)
+    assert run_folder.is_done(first)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_was_stopped_in_its_first_moments_can_be_started_again(stage, force):
+    """Its folder holds the lock and a recipe, and not yet what the run depends on."""
+    begun = stage("sft", "run")
+    begun.run.mkdir()
+    (begun.run / ".lock").touch()
+    (begun.run / "recipe.yaml").write_text(begun.yaml())
+    train.run(begun, force=force)
+    assert run_folder.is_done(begun)
+
+
+def test_what_was_made_of_an_earlier_start_is_kept_aside(stage, capsys):
+    sft = stage("sft", "sft")
+    rl = stage("grpo", "rl", model={"model_name_or_path": str(sft.run)})
+    train.run(sft)
+    train.run(rl)
+    (rl.run / "notes.txt").write_text("mine")
+    train.run(sft, force=True)
+    train.run(rl)
+    assert (rl.run / "replaced-1" / "notes.txt").read_text() == "mine"
+    assert (rl.run / "replaced-1" / "model.safetensors").exists() and run_folder.is_done(rl)
+    assert f"the run of before lies in {rl.run / 'replaced-1'}" in capsys.readouterr().err
+    train.run(rl, force=True)
+    assert (rl.run / "replaced-1" / "notes.txt").exists()
+
+
+def test_a_signal_that_nohup_has_switched_off_stays_so(stage):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            send(patch, 3, signal.SIGTERM)
+            train.run(stage("sft", "run"))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # --- checkpoints ---------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +179,7 @@ def test_the_newest_is_that_of_the_last_step(run):
     assert checkpoints.newest(run) == run / "checkpoint-10"
     assert json.loads((run / "checkpoint-1" / "complete.json").read_text()) == {
         "processes": 1,
+        "sharded_by": None,
         "rows": None,
         "files": {"ref/weights": 4, "weights": 8},
     }
@@ -175,9 +222,14 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
 
 
 def test_another_number_of_processes_is_refused(run):
-    checkpoints.check_processes(run, 1)
+    checkpoints.check_launch(run, 1, "MULTI_GPU")
     with pytest.raises(InputError, match="written by 1 process and cannot go on with 2: use --num_processes 1"):
-        checkpoints.check_processes(run, 2)
+        checkpoints.check_launch(run, 2, "NO")
+
+
+def test_another_way_to_share_weights_is_refused(run):
+    with pytest.raises(InputError, match="written by processes with a whole model each and cannot go on with FSDP"):
+        checkpoints.check_launch(run, 1, "FSDP")
 
 
 def test_another_number_of_processes_is_refused_before_a_model_loads(stage):

@@ -116,5 +116,15 @@ def test_a_signal_reaches_the_process_that_trains_and_is_waited_for(tmp_path, mo
     assert signal.getsignal(number) == signal.SIG_DFL
 
 
+def test_a_signal_that_nohup_has_switched_off_stays_so(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stage = "import os, signal; os.kill(os.getppid(), signal.SIGHUP); raise SystemExit(3)"
+        assert start([sys.executable, "-c", stage], dict(os.environ)) == 3
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_without_a_signal_the_code_is_that_of_the_stage():
     assert start([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ)) == 3

@@ -63,7 +63,8 @@ class Lasting:
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self.state.save_to_json(str(writing / name / "trainer_state.json"))
-            checkpoints.seal(writing / name, self.accelerator.num_processes, self.rows)
+            accelerator = self.accelerator
+            checkpoints.seal(writing / name, accelerator.num_processes, accelerator.distributed_type.value, self.rows)
             checkpoints.put_in_place(writing / name, self.run)
             writing.rmdir()
             rotate_checkpoints(
@@ -141,7 +142,8 @@ class _Saves(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Listen."""
-        self.before = {number: signal.signal(number, self._heard) for number in SIGNALS}
+        listened = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._heard) for number in listened}
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save now or at the next boundary; all processes leave at the same one."""

@@ -27,8 +27,9 @@ class Watched:
 
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
-        # With fp16, such steps are part of finding the scale, and left out.
-        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
+        # In fp16, such steps are part of finding the scale, and left out.
+        scaled = self.accelerator.scaler is not None or self.args.fp16
+        if norm is not None and not scaled and not math.isfinite(norm):
             raise RunError(self._said("gradient", float(norm)))
         return norm
 

@@ -35,7 +35,7 @@ def test_a_signal_to_the_command_saves_and_the_same_command_goes_on(folder, numb
     assert wait_for(process, lambda: changed(run / "history.jsonl") > 0 and len(logged(run)) >= 2)
     process.send_signal(number)
     assert process.wait(60) == 128 + number, said(folder, "stopped")
-    assert "was stopped; the same command goes on from its last checkpoint" in said(folder, "stopped")
+    assert "was stopped; the same command goes on from runs/stopped/checkpoint-" in said(folder, "stopped")
     saved = int(checkpoints.newest(run).name.split("-")[1])
     assert 2 <= saved < 12 and saved == len(logged(run))
     if words:
