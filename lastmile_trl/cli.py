@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import InputError, RunError
-from .files import file_in_the_way, write_whole
+from .files import file_in_the_way, is_empty, write_whole
 from .screen import note
 
 if TYPE_CHECKING:
@@ -664,7 +664,7 @@ def _report(words: argparse.Namespace) -> int:
     if watches and not 0 < seconds < math.inf:
         raise InputError(f"--watch {seconds}: the seconds between two looks must be more than 0.")
     for run in runs:
-        to_come = watches and (not run.exists() or run.is_dir() and not any(run.iterdir()))
+        to_come = watches and (not run.exists() or run.is_dir() and is_empty(run))
         if method_of(run) is None and not to_come:
             raise InputError(f"{run} holds no recipe.yaml, so it is no run to report on: name a run's folder.")
         if not watches and not (run / "evaluation.json").exists():

@@ -10,6 +10,18 @@ from .errors import InputError
 LOCK = ".lock"  # held by the process that writes to the folder
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but a lock.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with locked(folder):
+    ...     is_empty(folder)
+    True
+    """
+    return all(child.name == LOCK for child in folder.iterdir())
+
+
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Be the only one that writes to a run folder, until the end, however that comes."""
