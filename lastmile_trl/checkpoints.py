@@ -32,18 +32,21 @@ def seal(folder: Path, processes: int, distributed: str = "NO", rows: str | None
 
 
 @contextmanager
-def on_full_disk(folder: Path) -> Iterator[None]:
-    """Say in a sentence that a checkpoint found no room, and take away what there is of it."""
+def on_full_disk(run: Path, checkpoint: Path | None = None) -> Iterator[None]:
+    """Say in a sentence that a run, or a checkpoint of it, found no room, and take away what there is of the latter."""
     try:
         yield
+    except (InputError, RunError):  # said already
+        raise
     except Exception as error:  # of four libraries, each with its own
         if not any(sign in str(error) for sign in FULL):
             raise
-        shutil.rmtree(folder, ignore_errors=True)
-        raise RunError(
-            f"The disk is full, so {folder.name} could not be written to {folder.parent.parent} ({error}): free some "
-            "room, or set training.save_total_limit; the same command then goes on from the checkpoint before."
-        ) from error
+        what, way, goes_on = f"{run} could not be finished", "free some room", "goes on with what is missing"
+        if checkpoint:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            what, way = f"{checkpoint.name} could not be written to {run}", f"{way}, or set training.save_total_limit"
+            goes_on = "goes on from the checkpoint before"
+        raise RunError(f"The disk is full, so {what} ({error}): {way}; the same command then {goes_on}.") from error
 
 
 def put_in_place(folder: Path, run: Path) -> Path:

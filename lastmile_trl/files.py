@@ -52,8 +52,15 @@ def write_whole(file: Path, text: str) -> None:
     [('page.html', 'all of it')]
     """
     beside = file.with_name(f"{file.name}.{os.getpid()}")  # two processes may write the same page
-    beside.write_bytes(text.encode("utf-8", errors="replace"))
-    beside.replace(file)
+    try:
+        with beside.open("wb") as handle:
+            handle.write(text.encode("utf-8", errors="replace"))
+            handle.flush()
+            os.fsync(handle.fileno())
+        beside.replace(file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def file_in_the_way(path: Path) -> Path | None:

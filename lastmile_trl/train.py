@@ -70,6 +70,11 @@ TRAINERS = {
 
 def run(recipe: Recipe, force: bool = False) -> None:
     """Run the stage and fill its run folder; with `force`, whatever run it holds."""
+    with checkpoints.on_full_disk(recipe.run):
+        _fill(recipe, force)
+
+
+def _fill(recipe: Recipe, force: bool) -> None:
     from accelerate import PartialState
 
     state = PartialState(**_device())

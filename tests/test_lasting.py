@@ -305,3 +305,28 @@ def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(stage, monke
     assert [name for name in names(full.run) if "checkpoint" in name] == ["checkpoint-4"]
     train.run(full)
     assert_same(whole.run, full.run)
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_and_the_same_command_goes_on(stage):
+    full = stage("grpo", "full")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def no_room(self, output_dir=None, _internal_call=False):
+            if not _internal_call:
+                raise OSError("No space left on device (os error 28)")
+            super(type(self).__mro__[1], self).save_model(output_dir, _internal_call)
+
+        patch.setattr("lastmile_trl.trainers.lasting.Lasting.save_model", no_room, raising=False)
+        with pytest.raises(RunError, match=f"The disk is full, so {full.run} could not be finished .*: free some room"):
+            train.run(full)
+    assert not run_folder.is_trained(full)
+    train.run(full)
+    before = (full.run / "report.html").stat().st_mtime_ns
+    written_first = full.run / f"report.html.{os.getpid()}"
+    written_first.symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"The disk is full, so .*full could not be finished \(\[Errno 28\]"):
+        train.run(full)
+    assert (full.run / "report.html").stat().st_mtime_ns == before
+    assert run_folder.is_trained(full) and not run_folder.finished(full.run) and not written_first.is_symlink()
+    train.run(full)
+    assert run_folder.finished(full.run)

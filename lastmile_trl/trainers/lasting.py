@@ -56,7 +56,7 @@ class Lasting:
     def _save_checkpoint(self, model, trial):
         writing, best = self.run / checkpoints.WRITING, self.state.best_model_checkpoint
         name = f"checkpoint-{self.state.global_step}"
-        with replaced(self, _output_dir=str(writing)), checkpoints.on_full_disk(writing / name):
+        with replaced(self, _output_dir=str(writing)), checkpoints.on_full_disk(self.run, writing / name):
             super()._save_checkpoint(model, trial)
         if self.state.best_model_checkpoint not in (None, best):
             self.state.best_model_checkpoint = str(self.run / name)

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import torch
 
-from lastmile_trl import checkpoints
+from lastmile_trl import checkpoints, run_folder
 
 from ..conftest import make_rows, write_jsonl
 from .processes import logged, said, start, weights, write_recipe
@@ -41,3 +41,29 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(small_disk, tmp_
     assert logged(disk / "run") == logged(whole)
     expected = weights(whole)
     assert all(torch.equal(value, expected[name]) for name, value in weights(disk / "run").items())
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_in_the_evaluation_leaves_a_trained_model(small_disk, tmp_path, tiny_model_folder):
+    disk, grow = small_disk
+    write_jsonl(tmp_path / "rows.jsonl", make_rows(32))
+    settings = {"max_steps": 2, "save_strategy": "no", "output_dir": str(disk / "run")}
+    write_recipe(tmp_path, "full", "grpo", tiny_model_folder, training=settings)
+    grow()
+    assert start(tmp_path, "full").wait() == 0, said(tmp_path, "full")
+    page = (disk / "run" / "report.html").read_bytes()
+    file = tmp_path / "full.yaml"
+    file.write_text(file.read_text().replace("max_new_tokens: 8", "max_new_tokens: 7"))
+    fill = disk / "other"
+    with pytest.raises(OSError), fill.open("wb", buffering=0) as other:
+        while True:
+            other.write(b"0" * 4096)
+    assert start(tmp_path, "full").wait() == 1
+    said_last = said(tmp_path, "full")
+    assert f"Error: The disk is full, so {disk / 'run'} could not be finished (" in said_last
+    assert "free some room; the same command then goes on with what is missing." in said_last
+    assert (disk / "run" / "report.html").read_bytes() == page
+    assert not list((disk / "run").glob("*.[0-9]*"))
+    fill.unlink()
+    assert start(tmp_path, "full").wait() == 0, said(tmp_path, "full")
+    assert run_folder.finished(disk / "run")
