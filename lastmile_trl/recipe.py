@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, did_you_mean, first_line, unknown
-from .schema import accepts, annotations, choices
+from .schema import accepts, annotations, choices, default
 from .trainers.guidance_config import MODES, GuidanceConfig
 
 
@@ -528,8 +528,34 @@ def _check_required(values: dict[str, Any], source: Path) -> None:
     if method not in (*RL, "pairs") and values.get("rewards"):
         raise InputError(f"{source}: `method: {method}` does not use rewards; measure them in evaluation.metrics.")
     _check_preferences(values, source)
+    _check_best(values, source)
     if values.get("hub", {}).get("push") and not values["hub"].get("repo"):
         raise InputError(f"{source}: hub.push is true but hub.repo is missing: write repo: me/my-model.")
+
+
+def _check_best(values: dict[str, Any], source: Path) -> None:
+    """The best checkpoint is known only of a trainer that evaluates by itself, whenever it saves."""
+    training, every = values.get("training", {}), values.get("evaluation", {}).get("every")
+    saves, loads = training.get("save_strategy", "steps"), training.get("load_best_model_at_end")
+    key = "training.load_best_model_at_end: true" if loads else "training.save_strategy: best"
+    if not loads and saves != "best":
+        return
+    if values["method"] != "reward":
+        raise InputError(
+            f"{source}: {key} goes by a loss on held-out pairs, which only `method: reward` has: leave it out."
+        )
+    if not every:
+        raise InputError(f"{source}: {key} goes by the loss on held-out pairs: set evaluation.every, or leave it out.")
+    if not loads and not training.get("metric_for_best_model"):
+        raise InputError(f"{source}: {key} needs training.metric_for_best_model, such as eval_loss.")
+    if saves == "best":
+        return
+    steps = training.get("save_steps", default(METHODS["reward"], "save_steps"))
+    if saves != "steps" or steps % every:
+        raise InputError(
+            f"{source}: {key} needs a loss on held-out pairs for every checkpoint: set save_strategy: steps "
+            f"and save_steps to a multiple of evaluation.every, {every}."
+        )
 
 
 def _check_preferences(values: dict[str, Any], source: Path) -> None:

@@ -407,7 +407,7 @@ def _arguments(recipe: Recipe) -> Any:
     try:
         return _load_class(METHODS[recipe.method])(**arguments)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{recipe.source}: section `training`: {error}") from error
+        raise InputError(f"{recipe.source}: section `training`: {first_line(error)}.") from error
 
 
 def _add_callbacks(trainer: "Trainer", recipe: Recipe, held_out: "Dataset", task: rewards.Task) -> None:

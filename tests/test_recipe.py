@@ -1,3 +1,4 @@
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -330,3 +331,30 @@ def test_the_losses_are_those_of_trls_trainer(method):
     trainer = Path(find_spec("trl").origin).parent / "trainer" / f"{'dpo' if method == 'dpo' else 'grpo'}_trainer.py"
     compared = re.findall(r"\bloss_type (?:==|in) (\"\w+\"|\[[^]]*\])", trainer.read_text())
     assert set(LOSSES[method]) == {name for text in compared for name in re.findall(r'"(\w+)"', text)}
+
+
+def test_the_best_reward_model_is_kept_however_trl_can_keep_it(write, tmp_path):
+    from trl import RewardConfig
+
+    def trl_takes(settings):
+        try:
+            config = RewardConfig(str(tmp_path), eval_strategy="steps", eval_steps=4, bf16=False, **settings)
+        except ValueError:
+            return False
+        return config.save_strategy != "best" or config.metric_for_best_model is not None  # as its trainer asks
+
+    def we_take(settings):
+        training = {"output_dir": "runs/x", **settings}
+        pairs = {"method": "reward", "rewards": [], "preferences": {"negatives": {"truncated": 1}}}
+        try:
+            load(write(**pairs, training=training, evaluation={"every": 4}))
+        except InputError:
+            return False
+        return True
+
+    for loads, saves, steps, metric in product(
+        [True, False], ["no", "steps", "epoch", "best"], [None, 3, 4, 8], [None, "eval_loss"]
+    ):
+        settings = {"load_best_model_at_end": loads, "save_strategy": saves, "metric_for_best_model": metric}
+        settings |= {"save_steps": steps} if steps else {}
+        assert we_take(settings) == trl_takes(settings), settings

@@ -56,6 +56,12 @@ def pairs(**section: Any) -> dict[str, Any]:
     return {"change": {"method": "reward", "rewards": [], "preferences": {"negatives": {"truncated": 1}, **section}}}
 
 
+def best(every: int | None, **section: Any) -> dict[str, Any]:
+    """A reward model with these keys in its section `training`, evaluated after so many steps."""
+    case = pairs()
+    return {"change": {**case["change"], "training": section, "evaluation": {"every": every}}}
+
+
 def guided(**section: Any) -> dict[str, Any]:
     """A stage of PPO with this section `guidance`."""
     return {"change": {"method": "ppo", "guidance": {"mode": "ppo++", "guide": "base", **section}}}
@@ -214,6 +220,11 @@ TABLE: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("an unknown schedule of the learning rate", training(lr_scheduler_type="linaer"), "recipe.yaml: training.lr_scheduler_type must be one of linear, cosine, ..., not 'linaer'."),
         ("an unknown optimiser", training(optim="adam"), "recipe.yaml: training.optim must be one of ..., not 'adam'."),
         ("an unknown time to save", training(save_strategy="sometimes"), "recipe.yaml: training.save_strategy must be one of no, steps, epoch, best, not 'sometimes'."),
+        ("the best checkpoint, of a trainer that does not evaluate", training(load_best_model_at_end=True), "recipe.yaml: training.load_best_model_at_end: true goes by a loss on held-out pairs, which only `method: reward` has: leave it out."),
+        ("only the best checkpoint, of such a trainer", training(save_strategy="best"), "recipe.yaml: training.save_strategy: best goes by a loss on held-out pairs, which only `method: reward` has: leave it out."),
+        ("the best reward model, which is not evaluated", best(None, load_best_model_at_end=True), "recipe.yaml: training.load_best_model_at_end: true goes by the loss on held-out pairs: set evaluation.every, or leave it out."),
+        ("the best reward model by nothing", best(2, save_strategy="best"), "recipe.yaml: training.save_strategy: best needs training.metric_for_best_model, such as eval_loss."),
+        ("the best reward model, which may not be saved", best(3, load_best_model_at_end=True), "recipe.yaml: training.load_best_model_at_end: true needs a loss on held-out pairs for every checkpoint: set save_strategy: steps and save_steps to a multiple of evaluation.every, 3."),
         ("temperature 0", training(temperature=0), "recipe.yaml: training.temperature must be above 0, not 0."),
         ("a temperature below 0", training(temperature=-1.0), "recipe.yaml: training.temperature must be above 0, not -1.0."),
         ("top_p above 1", training(top_p=1.5), "recipe.yaml: training.top_p must be above 0 and at most 1, not 1.5."),
