@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -662,3 +663,12 @@ def test_a_stage_says_so_of_those_before_it_and_keeps_it(recipe, capsys):
     assert page.read_text().count(said) == 1
     cli._show(grpo.run)
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_trl_says_of_its_settings_is_one_line(recipe, monkeypatch):
+    refuses = Mock(side_effect=ValueError("These do not match.\n- one\n- two"))
+    monkeypatch.setattr(train, "_load_class", lambda path: refuses)
+    stage = recipe("sft")
+    with pytest.raises(InputError) as refused:
+        train._arguments(stage)
+    assert str(refused.value) == f"{stage.source}: section `training`: These do not match."
