@@ -273,6 +273,7 @@ def test_a_number_that_is_none_stops_the_run_and_names_the_rows(stage, monkeypat
     monkeypatch.setattr(Trainer, "training_step", broken)
     with pytest.raises(RunError, match=rf"The {what} is (nan|inf) in step 3 of 11, .*learning_rate.* rows: '.*=>"):
         train.run(stage(method, "run"))
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler  # Ctrl-C is heard as before
 
 
 def test_a_critic_that_gives_no_number_stops_the_run(stage, monkeypatch):

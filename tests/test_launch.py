@@ -86,8 +86,10 @@ import pathlib, signal, sys, time
 heard = []
 signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
 pathlib.Path("ready").touch()
-while not heard:
+for _ in range(2000):
     time.sleep(0.01)
+    if heard:
+        break
 time.sleep(0.5)  # saving
 pathlib.Path("saved").touch()
 sys.exit(1)
@@ -106,7 +108,7 @@ def test_a_signal_reaches_the_process_that_trains_and_is_waited_for(tmp_path, mo
         while not Path("ready").exists():
             time.sleep(0.01)
         if launcher_too:
-            [launcher] = psutil.Process().children()
+            [launcher] = [child for child in psutil.Process().children() if LAUNCHER in child.cmdline()]
             launcher.terminate()
         os.kill(os.getpid(), number)
 

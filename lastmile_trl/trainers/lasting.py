@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
 from lastmile_trl import checkpoints
@@ -34,12 +35,18 @@ class Lasting:
         self._output_dir: str | None = None  # while a checkpoint is written: not yet where it belongs
         self.rows: str | None = None  # names the training rows by their content
         self.left: int | None = None  # the signal that ended the training early
-        self.add_callback(_Saves(self))
+        self._saves = _Saves(self)
+        self.add_callback(self._saves)
 
     @property
     def run(self) -> Path:
         """The run folder."""
         return Path(self.args.output_dir)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, and save before leaving where a signal asks for that."""
+        with self._saves.listening():
+            return super().train(*args, **kwargs)
 
     @property
     def between_generations(self) -> bool:
@@ -138,12 +145,17 @@ class _Saves(TrainerCallback):
         self.trainer = trainer
         self.due = False
         self.signal: int | None = None
-        self.before: dict[int, Any] = {}
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Listen."""
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear signals, but those that are switched off, as nohup does."""
         listened = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self.before = {number: signal.signal(number, self._heard) for number in listened}
+        before = {number: signal.signal(number, self._heard) for number in listened}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save now or at the next boundary; all processes leave at the same one."""
@@ -156,10 +168,8 @@ class _Saves(TrainerCallback):
         self._save_on_boundary(control)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Listen no longer."""
+        """All processes know whether to leave."""
         self._anyone_heard()
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
     def _save_on_boundary(self, control: TrainerControl) -> None:
         self.due |= control.should_save
