@@ -345,6 +345,7 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
     from .memory import is_small
     from .preflight import check
     from .recipe import IN_ONE_PROCESS
+    from .run_folder import lacks_push
 
     launch = Launch.choose(words.accelerate, words.num_processes)
     if not words.dry_run:
@@ -373,6 +374,8 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
         title = f"stage {number} of {len(recipes)}: {recipe.method} -> {recipe.run}"
         if _skips(recipe, words, ()):
             note(f"{title}: finished already, skipped (--force runs it again)")
+            if lacks_push(recipe):
+                note(f"Warning: {recipe.run} is not known to have been pushed: {_how_to_push(recipe)}.")
             _show(recipe.run)
             continue
         note(title)
@@ -394,12 +397,20 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
 def _what_is_left(recipe: "Recipe") -> str:
     """What a stage that was stopped does when it is started again."""
     from .checkpoints import last_whole
-    from .run_folder import is_trained
+    from .run_folder import is_trained, lacks_push
 
+    if lacks_push(recipe):
+        return f"skips it, as it is finished: {_how_to_push(recipe)}"
     if is_trained(recipe):
         return "does what comes after its training"
     checkpoint = last_whole(recipe.run)
     return f"goes on from {checkpoint}" if checkpoint else "begins it again"
+
+
+def _how_to_push(recipe: "Recipe") -> str:
+    from .hub import command, options_of
+
+    return f"push it with `{command(recipe.run, recipe.hub.repo, **options_of(recipe))}`"
 
 
 def _skips(recipe: "Recipe", words: argparse.Namespace, upcoming: Collection[Path]) -> bool:

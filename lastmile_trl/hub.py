@@ -9,13 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from . import provenance
+from . import provenance, run_folder
 from .card import model_card
 from .errors import InputError
 from .merge import merge as merge_into_base
 from .models import trusts_remote_code
 from .patience import patiently, reaching_hub
-from .recipe import IN_ONE_PROCESS
+from .recipe import IN_ONE_PROCESS, Recipe
 
 # All that is ever pushed. Checkpoints, completions, outputs, the history and training_args.bin hold users' data,
 # optimizer states and settings of this machine.
@@ -54,6 +54,11 @@ def command(
     return shlex.join([*words, *(["--revision", revision] if revision else [])])
 
 
+def options_of(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe wants its run to be pushed."""
+    return {"private": recipe.hub.private, "merge": recipe.hub.merge, "revision": recipe.hub.revision}
+
+
 def push(
     run: Path,
     repo: str,
@@ -75,11 +80,15 @@ def push(
     reaching = partial(reaching_hub, f"{run} was not pushed to {repo}", f"push it again with `{again}`")
     owner, name = patiently(partial(_owner_and_name, repo, may_write=not create_pr), reaching)
     upload = partial(_upload, repo=name, private=private, revision=revision, proposer=owner if create_pr else None)
-    if not merge:
-        return _upload_files(run, name, upload, reaching)
-    # Inside the run folder there is room for a model; in the system's folder for temporary files often not.
-    with TemporaryDirectory(dir=run, prefix="merged-") as folder:
-        return _upload_files(merge_into_base(run, Path(folder) / run.resolve().name), name, upload, reaching)
+    if merge:
+        # Inside the run folder there is room for a model; in the system's folder for temporary files often not.
+        with TemporaryDirectory(dir=run, prefix="merged-") as folder:
+            merged = merge_into_base(run, Path(folder) / run.resolve().name)
+            address = _upload_files(merged, name, upload, reaching)
+    else:
+        address = _upload_files(run, name, upload, reaching)
+    run_folder.has_arrived(run, address)
+    return address
 
 
 def _upload_files(run: Path, repo: str, upload: Callable[..., str], reaching: Callable) -> str:

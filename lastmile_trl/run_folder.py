@@ -65,7 +65,7 @@ def alarms(runs: Mapping[str, Path]) -> list[str]:
 
 
 def write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
-    """`environment.json`: what the run depends on beside its recipe; `trained` and `finished` say when.
+    """`environment.json`: what the run depends on beside its recipe; `trained` and `finished` say when, `pushed` where.
 
     Once trained, it stays what it was in training, whatever evaluates the run again.
     """
@@ -82,8 +82,14 @@ def write_environment(recipe: Recipe, state: Any, **more: Any) -> None:
             "started_from": starts_of(recipe),
             "rewards": sorted(reward.name for reward in rewards.build(recipe.rewards)),
         }
-    environment.pop("finished", None)
+    for later in ("finished", "pushed"):
+        environment.pop(later, None)
     _write_environment(recipe.run, {**more, **environment})
+
+
+def has_arrived(run: Path, address: str) -> None:
+    """Say in `environment.json` where on the Hub the run is, from which a later start knows that it is there."""
+    _write_environment(run, {**environment_of(run), "pushed": address})
 
 
 def training_begins(run: Path, step: int, steps: int) -> None:
@@ -144,6 +150,11 @@ def is_done(recipe: Recipe) -> bool:
     environment = environment_of(recipe.run)
     unchanged = not preflight.differences(recipe) and environment.get("started_from") == starts_of(recipe)
     return unchanged and "finished" in environment
+
+
+def lacks_push(recipe: Recipe) -> bool:
+    """Whether the recipe's run is finished but not on the Hub, though the recipe wants it there."""
+    return recipe.hub.push and is_done(recipe) and "pushed" not in environment_of(recipe.run)
 
 
 def _versions() -> dict[str, str]:

@@ -737,13 +737,13 @@ def _write_card(run: Path) -> None:
 
 def _push(recipe: Recipe) -> None:
     """A push that fails never loses a finished run, nor stops the stages after it: it says how to push again."""
-    from .hub import command, push
+    from .hub import command, options_of, push
 
-    hub = recipe.hub
-    options = {"private": hub.private, "merge": hub.merge, "revision": hub.revision}
+    given = recipe.run, recipe.hub.repo
+    again = command(*given, **options_of(recipe))
+    note(f"{recipe.run} is finished and is being pushed. If that is stopped, push it with `{again}`.")
     try:
-        note(f"Pushed to {push(recipe.run, hub.repo, **options)}")
+        note(f"Pushed to {push(*given, **options_of(recipe))}")
     except Exception as error:  # whatever it is, the run is finished
-        again = command(recipe.run, hub.repo, **options)
         remedy = "" if again in str(error) else f" Push it with `{again}`."
         note(f"Warning: {recipe.run} is finished, but its push failed. {first_line(error)}.{remedy}")

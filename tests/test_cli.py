@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -50,6 +51,18 @@ def lastmile(*words, check=True, **environment):
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def stopped_when(said, *words, **environment):
+    """The command, sent SIGTERM once it has said this."""
+    command = [sys.executable, "-m", "lastmile_trl", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    heard = ""
+    for line in process.stderr:
+        heard += line
+        if said in line:
+            process.terminate()
+    return subprocess.CompletedProcess(command, process.wait(), stderr=heard)
 
 
 def call(*words):
@@ -374,7 +387,7 @@ def test_help_is_quick_and_so_is_check(folder):
     assert min(seconds("check", "task/sft.yaml", unknown) for _ in range(4)) < 3
 
 
-def test_a_run_is_pushed_when_its_recipe_says_so_and_not_lost_when_the_push_fails(folder):
+def test_a_run_is_pushed_when_its_recipe_says_so_and_not_lost_when_the_push_fails_or_is_stopped(folder, capsys):
     token = "hf_" + "Alice0" * 6
     push = ["run", "task/sft.yaml", "hub.push=true"]
     with FakeHub(folder / "hub", {token: User("alice")}) as server:
@@ -383,12 +396,26 @@ def test_a_run_is_pushed_when_its_recipe_says_so_and_not_lost_when_the_push_fail
         assert refused.returncode == 2 and "alice may not push to 'bob'" in refused.stderr
         assert not (folder / "runs").exists()
 
+        push += ["hub.repo=alice/task"]
+        by_hand = "`lastmile push runs/task/sft alice/task`"
+        server.faults["POST", "/repos/create"] = Fault("silent")
+        stopped = stopped_when("is being pushed", *push, **environment)
+        assert stopped.returncode == 128 + signal.SIGTERM
+        assert stopped.stderr.endswith(f"the same command skips it, as it is finished: push it with {by_hand}.\n")
+        server.faults.clear()
+        not_known = f"Warning: runs/task/sft is not known to have been pushed: push it with {by_hand}.\n"
+        assert call(*push) == 0 and not_known in capsys.readouterr().err
+
         server.faults["POST", "/commit/"] = Fault(403)
-        unlucky = lastmile(*push, "hub.repo=alice/task", **environment)
+        push += ["evaluation.batch_size=4"]  # evaluated and pushed anew
+        unlucky = lastmile(*push, **environment)
         assert "Warning: runs/task/sft is finished, but its push failed." in unlucky.stderr
-        assert "push it again with `lastmile push runs/task/sft alice/task`" in unlucky.stderr
+        assert f"push it again with {by_hand}" in unlucky.stderr
         server.faults.clear()
         assert lastmile("push", "runs/task/sft", "alice/task", **environment).stdout.endswith("/alice/task\n")
+        assert call(*push) == 0
+        skipped = capsys.readouterr().err
+        assert "finished already, skipped" in skipped and "push" not in skipped
     repo = server.repos["alice/task"]
     assert repo.private
     assert {"README.md", "recipe.yaml", "evaluation.json", "model.safetensors", "tokenizer.json"} <= repo.files().keys()

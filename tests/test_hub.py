@@ -372,5 +372,8 @@ def test_no_error_of_a_push_fails_a_finished_run(adapter_run, monkeypatch, capsy
     recipe = Recipe(Path("r.yaml"), sections | {"training": {"output_dir": str(adapter_run)}, "hub": pushed})
     train._push(recipe)
     said = capsys.readouterr().err
+    announced, said = said.split("\n", 1)
+    command = f"`lastmile push {adapter_run} me/x --merge --public`"
+    assert announced.endswith(f" If that is stopped, push it with {command}.")
     assert said.startswith(f"Warning: {adapter_run} is finished, but its push failed. ") and ".." not in said
-    assert said.endswith(f" Push it with `lastmile push {adapter_run} me/x --merge --public`.\n")
+    assert said.endswith(f" Push it with {command}.\n")
