@@ -15,7 +15,7 @@ test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
 faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow tests/faults
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 tests/faults
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -15,11 +15,11 @@ from lastmile_trl import run_folder
 TIMES = ("time", "per_second")  # in the names of what is logged and depends on the clock
 
 
-def write_recipe(folder: Path, name: str, method: str, model: Path, *, training: dict, **sections) -> None:
+def write_recipe(folder: Path, name: str, method: str, base: Path, *, training: dict, **sections) -> None:
     """A recipe of that name on `rows.jsonl`."""
     values = {
         "method": method,
-        "model": {"model_name_or_path": str(model), **sections.pop("model", {})},
+        "model": {"model_name_or_path": str(base), **sections.pop("model", {})},
         "data": {"path": "rows.jsonl", "prompt": "{source} =>", "references": "target", "held_out": 8},
         "rewards": ["tests.faults.slow:slowly", "rouge"],
         "training": {
