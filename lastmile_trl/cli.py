@@ -382,7 +382,7 @@ def _run_stages(recipes: "list[Recipe]", words: argparse.Namespace) -> int:
         started = time.monotonic()
         own = launch.alone() if recipe.method in IN_ONE_PROCESS or _only_evaluates(recipe, words) else launch
         environment = own.environment(words.debug, words.force)
-        code = start(own.command(recipe), environment)
+        code = start(own.command(recipe, "lastmile_trl.launch"), environment)
         if code > 128:
             note(f"{title} was stopped; the same command{' without --force' * words.force} {_what_is_left(recipe)}.")
             return code

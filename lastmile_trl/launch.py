@@ -70,12 +70,12 @@ class Launch:
         """The same device in one process, for what is not distributed."""
         return self if self.processes == 1 else Launch.choose("cpu" if self.cpu else "single_gpu", 1)
 
-    def command(self, recipe: Recipe) -> list[str]:
+    def command(self, recipe: Recipe, launcher: str = "accelerate.commands.launch") -> list[str]:
         """The exact command; printed by --dry-run it can be pasted into a shell."""
         # Without --multi_gpu accelerate starts one process on a CPU, and with it, it does not shard.
         several = ["--multi_gpu"] if self.cpu and self.processes > 1 and not self.sharded else []
         return [
-            sys.executable, "-m", "accelerate.commands.launch", "--quiet",
+            sys.executable, "-m", launcher, "--quiet",
             "--config_file", str(self.config), *several, "--num_processes", str(self.processes),
             "-m", "lastmile_trl", str(recipe.source), *recipe.overrides,
         ]  # fmt: skip
@@ -96,6 +96,33 @@ class Launch:
         if debug:
             extra["LASTMILE_DEBUG"] = "1"
         return {**usual, **os.environ, **extra}
+
+
+def main() -> None:
+    """Accelerate's launcher, which hands a signal to the processes that train and waits until they have saved.
+
+    By itself it would end them 30 seconds later, in which a step may not end.
+    """
+
+    def hand_on(number: int, frame: Any) -> None:
+        workers = [worker for worker in _workers(os.environ[MARK]) if worker.pid != os.getpid()]
+        if not workers:
+            sys.exit(128 + number)
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGTERM)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, hand_on)
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # to torchrun, which would put handlers of its own in their place
+    from accelerate.commands import launch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch.main()
+    except ChildFailedError:  # who failed has said why, and torchrun who
+        sys.exit(1)
 
 
 def start(command: list[str], environment: dict[str, str]) -> int:
@@ -157,3 +184,7 @@ def _read(config: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"--accelerate {config}: not an accelerate config; `accelerate config` writes one.")
     return values
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,10 @@ from threading import Thread
 import psutil
 import pytest
 
+import lastmile_trl
 from lastmile_trl.errors import InputError
 from lastmile_trl.launch import Launch, start
-from lastmile_trl.recipe import load
+from lastmile_trl.recipe import load, shipped
 
 
 @pytest.fixture
@@ -126,6 +127,27 @@ def test_a_signal_that_nohup_has_switched_off_stays_so(monkeypatch):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_signals_to_all_processes_at_once_leave_each_the_time_to_save(tmp_path, monkeypatch, capfd):
+    """Also where torchrun, which waits for 30 seconds and here for 1, got the signal too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(lastmile_trl.__path__[0]))
+    worker = WORKER.replace('Path("', 'Path(__import__("os").environ["RANK"] + "').replace("0.5", "4")
+    Path("lastmile_trl").write_text(worker)
+    words = ["--quiet", "--config_file", str(shipped("accelerate_configs") / "cpu.yaml"), "--multi_gpu"]
+
+    def send():
+        while not (Path("0ready").exists() and Path("1ready").exists()):
+            time.sleep(0.01)
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            process.terminate()
+
+    Thread(target=send).start()
+    command = [sys.executable, "-m", "lastmile_trl.launch", *words, "--num_processes", "2", "lastmile_trl"]
+    assert start(command, {**os.environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}) == 128 + signal.SIGTERM
+    assert Path("0saved").exists() and Path("1saved").exists()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_without_a_signal_the_code_is_that_of_the_stage():

@@ -3,6 +3,7 @@
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -45,6 +46,19 @@ def test_a_signal_to_the_command_saves_and_the_same_command_goes_on(folder, numb
     assert logged(run) == logged(whole)
     expected = weights(whole)
     assert all(torch.equal(value, expected[name]) for name, value in weights(run).items())
+
+
+@pytest.mark.slow
+def test_two_processes_save_when_all_get_a_signal_in_a_step_longer_than_torchrun_waits(folder):
+    run = folder / "runs" / "stopped"
+    process = start(folder, "stopped", *TWO, seconds=3, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
+    assert wait_for(process, lambda: changed(run / "history.jsonl") > 0 and len(logged(run)) >= 1)
+    command = psutil.Process(process.pid)
+    for each in [command, *command.children(recursive=True)]:
+        each.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM, said(folder, "stopped")
+    assert checkpoints.newest(run) is not None
+    assert "Traceback" not in said(folder, "stopped")
 
 
 @pytest.mark.slow
