@@ -514,6 +514,8 @@ def _check_required(values: dict[str, Any], source: Path) -> None:
     repo = values.get("hub", {}).get("repo")
     if repo is not None and not re.fullmatch(r"([\w.-]+/)?[\w.-]+", repo):
         raise InputError(f"{source}: hub.repo {repo!r} is not the name of a Hub repository: write `me/my-model`.")
+    if method in IN_ONE_PROCESS and values.get("hub", {}).get("push"):
+        raise InputError(f"{source}: `method: {method}` makes no model to push: drop hub.push.")
     _check_guidance(values, source)
     if method == "evaluate":
         if not evaluation.get("runs"):
@@ -587,8 +589,6 @@ def _check_preferences(values: dict[str, Any], source: Path) -> None:
         raise InputError(
             f"{source}: the rewards of `method: pairs` rank the samples of preferences.samples: give both."
         )
-    if method == "pairs" and values.get("hub", {}).get("push"):
-        raise InputError(f"{source}: `method: pairs` makes no model to push: drop hub.push.")
 
 
 def _check_guidance(values: dict[str, Any], source: Path) -> None:

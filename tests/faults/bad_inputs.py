@@ -298,6 +298,7 @@ TABLE: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     ],
     "The Hub": [
         ("a push without a name", hub(push=True), "recipe.yaml: hub.push is true but hub.repo is missing: write repo: me/my-model."),
+        ("a push of a comparison", {"change": {"method": "evaluate", "model": None, "rewards": None, "evaluation": {"runs": ["model"]}, "hub": {"push": True, "repo": "me/x"}}}, "recipe.yaml: `method: evaluate` makes no model to push: drop hub.push."),
         ("a push without a token", hub(push=True, repo="me/my-model"), "There is no Hub token to push with: run `hf auth login` or set HF_TOKEN."),
         ("a name with a space", hub(repo="me/my model"), "recipe.yaml: hub.repo 'me/my model' is not the name of a Hub repository: write `me/my-model`."),
         ("an address instead of a name", hub(repo="https://huggingface.co/me/my-model"), "recipe.yaml: hub.repo 'https://huggingface.co/me/my-model' is not the name of a Hub repository: write `me/my-model`."),
