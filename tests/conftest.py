@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 
 # Read when huggingface_hub and trackio are imported, so before anything else.
@@ -15,6 +16,11 @@ os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio-"))
 from pathlib import Path
 
 import pytest
+
+# Switched off where tests run in the background, and inherited by the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
 
 WORDS = [
     "the",
