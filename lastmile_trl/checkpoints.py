@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError, RunError
+from .launch import SHARDED
 from .screen import note
 
 MANIFEST = "complete.json"  # of a checkpoint: its files with their sizes, who wrote it, of which rows
@@ -121,7 +122,7 @@ def check_launch(run: Path, processes: int, distributed: str) -> None:
 
 def _sharded_by(distributed: str) -> str | None:
     """What gives a checkpoint a form of its own."""
-    return distributed if distributed in ("DEEPSPEED", "FSDP") else None
+    return distributed if distributed in SHARDED else None
 
 
 def _with(sharded_by: str | None) -> str:

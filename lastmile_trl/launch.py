@@ -6,8 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from .recipe import Recipe, shipped
 if TYPE_CHECKING:
     import psutil
 
+SHARDED = ("DEEPSPEED", "FSDP")  # of accelerate's kinds of launch
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MARK = "LASTMILE_STAGE"  # in the environment of all processes of a stage
 
@@ -49,7 +50,7 @@ class Launch:
     @property
     def sharded(self) -> bool:
         """Whether the weights or the optimiser are spread over the processes."""
-        return self.distributed in ("DEEPSPEED", "FSDP")
+        return self.distributed in SHARDED
 
     def check_devices(self) -> None:
         """Refuse a launch that asks this machine for more GPUs than torch sees."""
@@ -125,6 +126,18 @@ def main() -> None:
         sys.exit(1)
 
 
+@contextmanager
+def listening(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Hear signals for a while, but those that are switched off, as nohup does."""
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
 def start(command: list[str], environment: dict[str, str]) -> int:
     """Run a stage; its exit code, or 128 and the number of the signal that ended it.
 
@@ -146,14 +159,9 @@ def start(command: list[str], environment: dict[str, str]) -> int:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has just left
                 worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    listened = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
-    before = {number: signal.signal(number, forward) for number in listened}
-    try:
+    with listening(SIGNALS, forward):
         code = process.wait()
         psutil.wait_procs(list(asked))  # whose launcher may have been ended before them
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return 128 + heard[0] if heard and code else code
 
 

@@ -17,6 +17,7 @@ from .errors import InputError, RunError, did_you_mean, first_line, unknown
 from .evaluation import postprocess
 from .evaluation.metrics import ALWAYS_MEASURED
 from .files import LOCK, file_in_the_way
+from .launch import SHARDED
 from .models import adapter_config, check_safetensors, is_known, is_reward_model, read_json, trusts_remote_code
 from .recipe import IN_ONE_PROCESS, METHODS, RL, WITH_PAIRS, Recipe, read, short_names
 from .rewards import Reward
@@ -283,7 +284,7 @@ def _check_critic(recipe: Recipe, upcoming: Collection[Path], distributed: str) 
     """What PPO's trainer would refuse after the model has loaded."""
     if recipe.method != "ppo":
         return
-    training, sharded = recipe.training, distributed in ("DEEPSPEED", "FSDP")
+    training, sharded = recipe.training, distributed in SHARDED
     critic = training.get("critic", "shared")
     adapter = None
     if critic not in ("shared", "copy") and Path(critic) not in upcoming:
@@ -345,7 +346,7 @@ def _check_base_as_guide(recipe: Recipe, upcoming: Collection[Path], distributed
             "guidance.guide: base is the policy as it was at the start, of which a copy is kept only where "
             f"training.beta is above 0: raise that, or name {start!r} as the guide, a second model in memory."
         )
-    if not adapts and distributed in ("DEEPSPEED", "FSDP"):
+    if not adapts and distributed in SHARDED:
         raise InputError(
             f"guidance.guide: base is a whole model that {distributed} shards, which cannot guide: name {start!r} as "
             "the guide, or train an adapter (model.use_peft)."
@@ -414,7 +415,7 @@ def _check_shared_base(reward: Reward, recipe: Recipe, distributed: str) -> None
             f"Reward {reward.name!r}: share_base puts the reward model's adapter on the base of a policy that trains "
             "with LoRA: set model.use_peft: true, or share_base: false."
         )
-    if distributed in ("DEEPSPEED", "FSDP"):
+    if distributed in SHARDED:
         raise InputError(
             f"Reward {reward.name!r}: share_base does not work with {distributed}, which shards the base: set "
             "share_base: false, or use --accelerate multi_gpu."

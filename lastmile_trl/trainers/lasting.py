@@ -8,7 +8,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
 from lastmile_trl import checkpoints
+from lastmile_trl.launch import listening
 from lastmile_trl.trainers.attributes import replaced
 from lastmile_trl.trainers.watched import Watched
 
@@ -45,7 +45,7 @@ class Lasting:
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, and save before leaving where a signal asks for that."""
-        with self._saves.listening():
+        with listening(SIGNALS, self._saves.heard):
             return super().train(*args, **kwargs)
 
     @property
@@ -146,17 +146,6 @@ class _Saves(TrainerCallback):
         self.due = False
         self.signal: int | None = None
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hear signals, but those that are switched off, as nohup does."""
-        listened = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._heard) for number in listened}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def on_step_end(self, args, state, control, **kwargs):
         """Save now or at the next boundary; all processes leave at the same one."""
         self._save_on_boundary(control)
@@ -187,7 +176,8 @@ class _Saves(TrainerCallback):
         self.trainer.left = self.signal
         return self.signal is not None
 
-    def _heard(self, number: int, frame: Any) -> None:
+    def heard(self, number: int, frame: Any) -> None:
+        """A signal: save and leave; Ctrl-C a second time: leave at once."""
         if number == self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is None and self.trainer.accelerator.is_main_process:
