@@ -1,5 +1,7 @@
 """Cells of the experiments' tables, and where they go in a page."""
 
+import re
+
 
 def cell(estimate: dict | None) -> str:
     """A mean with its 95 % interval."""
@@ -11,10 +13,16 @@ def signed(estimate: dict | None) -> str:
     return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]" if estimate else ""
 
 
+def with_text(page: str, mark: str, text: str) -> str:
+    """The page with what stands between each `<!-- mark -->` and `<!-- end -->` replaced."""
+    begin, end = f"<!-- {mark} -->", "<!-- end -->"
+    between = f"(?<={re.escape(begin)})((?!<!--).)*(?={end})"
+    page, filled = re.subn(between, lambda _: text, page, flags=re.DOTALL)
+    if not filled or filled != page.count(begin):
+        raise SystemExit(f"no {begin} ... {end} in the page")
+    return page
+
+
 def with_table(page: str, mark: str, text: str) -> str:
     """The page with the table between `<!-- mark -->` and `<!-- end -->` replaced."""
-    before, found, rest = page.partition(f"<!-- {mark} -->\n")
-    _, end, after = rest.partition("<!-- end -->")
-    if not (found and end):
-        raise SystemExit(f"no <!-- {mark} --> ... <!-- end --> in the page")
-    return f"{before}{found}{text}{end}{after}"
+    return with_text(page, mark, f"\n{text}")

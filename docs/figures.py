@@ -1,0 +1,65 @@
+"""Put what was measured where the pages say it: `python docs/figures.py`.
+
+`<!-- figure NAME -->0.055<!-- end -->` shows as 0.055. NAME is a line of FIGURES, which reads it from a stored result.
+"""
+
+import json
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+from tables import with_text  # noqa: E402
+
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
+
+
+@cache
+def result(pattern: str) -> dict:
+    """The stored result that matches, the one with the last date in its name where several do."""
+    return json.loads(max(ROOT.glob(pattern)).read_text(encoding="utf-8"))
+
+
+def results(pattern: str) -> list[dict]:
+    """All stored results that match, by name."""
+    return [result(str(file.relative_to(ROOT))) for file in sorted(ROOT.glob(pattern))]
+
+
+def span(values: list[float], digits: str = ".0f") -> str:
+    """From the least to the largest: "4 to 11"."""
+    return " to ".join(dict.fromkeys(format(value, digits) for value in (min(values), max(values))))
+
+
+def quickstart_minutes(*stages: str) -> str:
+    """What the stages took together, in each of the seeds."""
+    seeds = results("experiments/quickstart/results/seed-*.json")
+    return span([sum(seed["seconds"][stage] for stage in stages) / 60 for seed in seeds])
+
+
+def rouge_factors(tokens: int) -> str:
+    """How often as fast as rouge_score ours is on texts of that length: all variants, words seen before and not."""
+    rows = [row for row in result("benchmarks/results/rewards-*.json")["comparisons"] if row["tokens"] == tokens]
+    return span([row[name]["ratio"] for row in rows for name in ("ours", "ours, new stems")])
+
+
+FIGURES = {  # name -> its text
+    "quickstart minutes": lambda: quickstart_minutes("sft", "grpo"),
+    "rouge factors": lambda: rouge_factors(120),
+}
+
+
+def filled(page: str) -> str:
+    """The page with every figure as it was measured."""
+    for name in sorted(set(re.findall(r"<!-- figure (.*?) -->", page))):
+        if name not in FIGURES:
+            raise SystemExit(f"No figure is called '{name}': docs/figures.py has {', '.join(FIGURES)}.")
+        page = with_text(page, f"figure {name}", FIGURES[name]())
+    return page
+
+
+if __name__ == "__main__":
+    for file in PAGES:
+        file.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")
