@@ -53,6 +53,12 @@ with texts of some 60 words: scores and statistics, as they are and of one run p
 
 {evaluation}
 
+## Significance: how often a difference is shown
+
+`python benchmarks/significance.py` draws data in which nothing differs, and data in which something does, many times,
+and counts what is called significant. The tables stand in
+[docs/evaluation.md](../docs/evaluation.md#what-it-rests-on).
+
 ## Start-up: how long a person waits
 
 `python benchmarks/startup.py` prints the medians of seven starts of our command and of TRL's, in turns.

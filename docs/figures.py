@@ -1,6 +1,7 @@
 """Put what was measured where the pages say it: `python docs/figures.py`.
 
 `<!-- figure NAME -->0.055<!-- end -->` shows as 0.055. NAME is a line of FIGURES, which reads it from a stored result.
+A mark on a line of its own holds a table. The heads of recipes have no marks: HEADS is what they say was measured.
 """
 
 import json
@@ -10,8 +11,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 
+import significance  # noqa: E402
 from tables import with_text  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
@@ -20,7 +22,10 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 @cache
 def result(pattern: str) -> dict:
     """The stored result that matches, the one with the last date in its name where several do."""
-    return json.loads(max(ROOT.glob(pattern)).read_text(encoding="utf-8"))
+    files = sorted(ROOT.glob(pattern))
+    if not files:
+        raise SystemExit(f"No stored result is {pattern}: store it, or drop the figures that are read from it.")
+    return json.loads(files[-1].read_text(encoding="utf-8"))
 
 
 def results(pattern: str) -> list[dict]:
@@ -45,9 +50,18 @@ def rouge_factors(tokens: int) -> str:
     return span([row[name]["ratio"] for row in rows for name in ("ours", "ours, new stems")])
 
 
+SIGNIFICANCE = "benchmarks/results/significance-*.json"
+
 FIGURES = {  # name -> its text
     "quickstart minutes": lambda: quickstart_minutes("sft", "grpo"),
     "rouge factors": lambda: rouge_factors(120),
+    "significance rows": lambda: "\n" + significance.rows_table(result(SIGNIFICANCE)),
+    "significance seeds": lambda: "\n" + significance.seeds_table(result(SIGNIFICANCE)),
+    "significance trials": lambda: f"{result(SIGNIFICANCE)['trials']:,}",
+}
+HEADS = {  # recipe -> where and how long it was measured
+    "recipes/quickstart/sft.yaml": lambda: f"2 CPU cores with other work, {quickstart_minutes('sft')} minutes.",
+    "recipes/quickstart/grpo.yaml": lambda: f"2 CPU cores with other work, {quickstart_minutes('grpo')} minutes.",
 }
 
 
@@ -60,6 +74,14 @@ def filled(page: str) -> str:
     return page
 
 
+def headed(recipe: str, text: str) -> str:
+    """The recipe with what its head says was measured."""
+    return re.sub("(?m)(?<=^# Measured on: ).*", lambda _: HEADS[recipe](), text)
+
+
 if __name__ == "__main__":
     for file in PAGES:
         file.write_text(filled(file.read_text(encoding="utf-8")), encoding="utf-8")
+    for recipe in HEADS:
+        text = (ROOT / recipe).read_text(encoding="utf-8")
+        (ROOT / recipe).write_text(headed(recipe, text), encoding="utf-8")

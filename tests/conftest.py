@@ -1,5 +1,6 @@
 """A tiny model, tiny rows, and no network, for every test."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -45,6 +46,14 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def script(path: str):
+    """The module of a script of this repository that is in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parent.parent / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def sentence(number: int, words: int = 8) -> str:

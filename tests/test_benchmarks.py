@@ -104,6 +104,18 @@ def test_a_model_in_4_bits_is_what_transformers_would_load(benchmark, tmp_path):
     assert made.is_loaded_in_4bit and made.is_quantized and made.lm_head.weight is made.model.embed_tokens.weight
 
 
+def test_differences_are_found_as_often_as_they_should_be(benchmark):
+    significance = benchmark("significance")
+    assert significance.spread_of(0, 3, 50) == 0
+    assert significance.spread_of(1, 2, 50) ** 2 / 2 == pytest.approx(significance.error_of_rows(2, 50) ** 2)
+    rows = [
+        {"seeds": seeds, "found": {"0": none, "3": 10 * none, "5": 0.9}}
+        for seeds, none in [(2, 0.01), (3, 0.03), (2, 0.05), (5, 0.04)]
+    ]
+    lines = significance.seeds_table({"of_seeds": rows}).splitlines()
+    assert lines[2:4] == ["| 2 | 1 to 5 % | 10 to 50 % | 90 to 90 % |", "| 3 | 3 to 3 % | 30 to 30 % | 90 to 90 % |"]
+
+
 def test_what_follows_decoding_takes_little_time(benchmark):
     """A third of the rows that the stored figures are of, with room for a slow machine."""
     seconds = benchmark("evaluation").measure(300)

@@ -141,9 +141,8 @@ def over_seeds(values: Sequence[Sequence[float | None]]) -> Difference | None:
     degrees of freedom, and at least that of the seeds' means alone, without which two or three seeds would raise
     false alarms. Rows that lack a value for any seed are left out; None below two seeds or two rows.
 
-    Three seeds find a difference of three standard errors in 4 to 7 of 10 cases and one of five in 7 to 10, the fewer
-    the more seeds differ: how much they do, three numbers hardly say. What is not shown may well be there. Two seeds
-    find even a difference of five standard errors in fewer than half of the cases.
+    Few seeds find only what is large beside their spread, of which so few numbers hardly tell: what is not shown may
+    well be there, as docs/evaluation.md says in figures.
 
     >>> found = over_seeds([[0.1, 0.3, 0.2], [0.2, 0.4, 0.3]])
     >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3), round(found.p, 3)

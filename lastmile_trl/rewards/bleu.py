@@ -62,7 +62,7 @@ class Bleu(_Sacrebleu):
 
     Range: [0, 1]; 0 for a completion that shares no token with any reference, smoothed or not, and for an empty one.
     Smoothing lifts everything else: five tokens with one hit, and five in the reference, get 0 without smoothing,
-    0.05 with `floor`, 0.11 with `exp` and 0.24 with `add-k`. None where no reference holds a character.
+    little with `floor`, more with `exp` and most with `add-k`. None where no reference holds a character.
 
     Use: for translation and for other tasks where wording and word order are to be the reference's.
 
@@ -76,7 +76,7 @@ class Bleu(_Sacrebleu):
     Arguments:
         max_order: the length of the longest n-grams.
         smoothing: `exp`, `floor`, `add-k` or `none`.
-        smoothing_value: for `floor` (0.1 if not given) and `add-k` (1 if not given).
+        smoothing_value: for `floor` (`0.1` if not given) and `add-k` (`1` if not given).
         effective_order: leave out the orders that the completion is too short for, so that the reference itself gets
             1 however short it is. `add-k` leaves out none.
         tokenizer: sacrebleu's `13a`, `intl`, `zh`, `char` (for scripts without spaces) or `none` (split at spaces).
@@ -140,7 +140,7 @@ class Chrf(_Sacrebleu):
     should count as near. It needs no tokenizer.
 
     How it is gamed: with `beta: 2` recall weighs four times as much as precision, so text that is too long costs
-    little. Any two texts of one language share many short n-grams: unrelated ones get 0.1 to 0.2.
+    little. Any two texts of one language share many short n-grams: unrelated ones do not get 0.
 
     Pair it with: `length`, `repetition`; or set `beta: 1`.
 

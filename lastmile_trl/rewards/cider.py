@@ -48,7 +48,7 @@ class Cider:
     Pair it with: `coverage`, `ending`, and a start that writes fluently.
 
     Arguments:
-        sigma: the difference in tokens at which a value has fallen to 0.61 of itself.
+        sigma: the difference in tokens at which a value has fallen to `exp(-1/2)` of itself.
         tokenizer: `words`, `characters`, `rouge`, or a function of yours as `package.module:function`.
 
     >>> cider = Cider().fit(["a dog runs in the park", "the cat sat on the mat", "the man reads the book"])

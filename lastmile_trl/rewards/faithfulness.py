@@ -176,11 +176,11 @@ def _name(word: str) -> str:
 class Numbers(_Supported):
     """Whether the numbers in the completion stand in the source, and those of the reference in the completion.
 
-    Numbers are compared by value: 1,200 is 1200, 3.50 is 3.5, "three" and 3rd are 3, "twenty-one" is 21, and the
-    digits of other scripts are those of ASCII. A time (10:30), a date (12/05/2024, 2024-05-12) and a version (1.2.3)
-    are one number each. Units, percent and currency signs and a minus are left aside. Not read are "one", which is a
-    pronoun too, "hundred" and above, so that "5 million" is 5, and "first", "second". Points and commas are read as in
-    English, except that a comma that cannot part thousands is a decimal one.
+    Numbers are compared by value: `1,200` is `1200`, `3.50` is `3.5`, "three" and 3rd are 3, "twenty-one" is 21, and
+    the digits of other scripts are those of ASCII. A time (10:30), a date (12/05/2024, 2024-05-12) and a version
+    (`1.2.3`) are one number each. Units, percent and currency signs and a minus are left aside. Not read are "one",
+    which is a pronoun too, "hundred" and above, so that "5 million" is 5, and "first", "second". Points and commas are
+    read as in English, except that a comma that cannot part thousands is a decimal one.
 
     Formula: over sets of numbers:
         precision: `|numbers of the completion in the source| / |numbers of the completion|`;

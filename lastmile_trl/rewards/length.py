@@ -32,7 +32,7 @@ class Length:
     Arguments:
         variant: `excess`, `ratio` or `gaussian`.
         tolerance: for `excess`, the share above the reference's length that costs nothing.
-        sigma: for `gaussian`, the relative distance at which the reward has fallen to 0.61.
+        sigma: for `gaussian`, the relative distance at which the reward has fallen to `exp(-1/2)`.
         unit: `words` (split at white space), `characters`, or `tokens` (the generated ones, with the end token; needs
             a target).
         target: a length in this unit to compare with; then no references are needed.

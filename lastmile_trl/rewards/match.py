@@ -23,7 +23,7 @@ class ExactMatch:
 
     Use: for answers of a few words with one right form: names, labels. For numbers set `normalise: false`.
 
-    How it is gamed: hardly, but 3.5 and 35 are the same without punctuation. And nearly all completions of a hard
+    How it is gamed: hardly, but `3.5` and `35` are the same without punctuation. And nearly all completions of a hard
     prompt get 0, and then there is nothing to learn from.
 
     Pair it with: token_f1, which tells a near miss from a miss.

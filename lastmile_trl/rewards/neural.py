@@ -36,7 +36,7 @@ class Embedding:
     Formula: `cos(e(completion), e(reference))`, with `e` a model of the sentence-transformers library; of several
     references the nearest one counts.
 
-    Range: [-1, 1], and unrelated texts get anything from 0 to 0.7, as the model has it. An empty completion counts as
+    Range: [-1, 1], and what unrelated texts get depends on the model: often well above 0. An empty completion counts as
     unrelated: 0. None where no reference holds a character.
 
     Use: where many wordings are right and the references show only some of them.
@@ -105,7 +105,7 @@ class BertScore:
     Special tokens such as [CLS] can be matched, and are left out of the means. The value is `max(0, (x - baseline) /
     (1 - baseline))` for x one of P, R, F; of several references the one with the highest value counts.
 
-    Range: [0, 1]. Without a baseline nearly all texts of one language get more than 0.8, whatever they say. An empty
+    Range: [0, 1]. Without a baseline nearly all texts of one language get a high value, whatever they say. An empty
     completion gets 0. None where no reference holds a token.
 
     Use: as `embedding`, where order and detail should count for more.

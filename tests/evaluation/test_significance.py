@@ -17,6 +17,10 @@ from lastmile_trl.evaluation.significance import (
     randomisation,
     randomisations,
 )
+from tests.conftest import script
+
+benchmark = script("benchmarks/significance.py")
+crossed, rouge, skewed, zero_one = benchmark.crossed, benchmark.rouge, benchmark.skewed, benchmark.zero_one
 
 
 def test_the_mean_and_a_slow_bootstrap_agree():
@@ -145,9 +149,9 @@ def slow_p(differences, draws, seed):
     return (1 + as_large) / (1 + draws)
 
 
-@pytest.mark.parametrize("kind", ["rouge", "zero_one", "skewed"])
+@pytest.mark.parametrize("kind", benchmark.NULLS)
 def test_many_rows_agree_with_a_slow_test(kind):
-    differences = (NULLS[kind](np.random.default_rng(4), 1, 60)[0] + 0.05).tolist()
+    differences = (kind(np.random.default_rng(4), 1, 60)[0] + 0.05).tolist()
     found, slow = randomisation(differences), slow_p(differences, 4000, seed=9)
     assert 0.01 < found < 0.9, "a p that says something"
     assert found == pytest.approx(slow, abs=4 * (slow * (1 - slow) * (1 / 4000 + 1 / 9999)) ** 0.5)
@@ -258,46 +262,20 @@ def test_over_seeds_needs_both():
 # false alarms: data in which nothing differs, drawn many times
 
 
-def rouge(source, trials, rows):
-    """Two runs, alike, whose scores share how hard a row is, skewed and cut off at 0 and 1."""
-    hard = source.normal(0, 0.15, size=(trials, rows))
-    first, second = (np.clip(source.beta(1.5, 4, size=(trials, rows)) + hard, 0, 1) for _ in range(2))
-    return first - second
-
-
-def zero_one(source, trials, rows):
-    """A row is solved with a chance of its own, near 0 or 1 for most."""
-    chance = source.beta(0.5, 0.5, size=(trials, rows))
-    first, second = ((source.random((trials, rows)) < chance).astype(float) for _ in range(2))
-    return first - second
-
-
-def skewed(source, trials, rows):
-    """Many small losses and few large gains, level on the whole: not what two runs that are alike would give."""
-    return source.exponential(size=(trials, rows)) - 1
-
-
-def crossed(source, trials, seeds, rows, spread):
-    """Differences of seeds x rows; `spread` is the standard deviation of the seeds' own."""
-    of_rows = source.exponential(size=(trials, 1, rows)) - 1
-    return of_rows + source.normal(size=(trials, seeds, rows)) + spread * source.normal(size=(trials, seeds, 1))
-
-
-NULLS = {"rouge": rouge, "zero_one": zero_one, "skewed": skewed}
 TRIALS = 400
 SLACK = 3 * (0.05 * 0.95 / TRIALS) ** 0.5  # of a share of 5 % in so many trials
 
 
 @pytest.mark.parametrize("rows", [50, 300])
-@pytest.mark.parametrize("kind", NULLS)
+@pytest.mark.parametrize("kind", benchmark.NULLS)
 def test_false_alarms_of_one_difference(kind, rows):
-    drawn = NULLS[kind](np.random.default_rng(rows), TRIALS, rows)
+    drawn = kind(np.random.default_rng(rows), TRIALS, rows)
     tested = np.mean([p < 0.05 for p in randomisations(drawn.tolist())])
     zero = [0.0] * rows
     excluded = np.mean([paired(row, zero).excludes_zero for row in drawn.tolist()])
     # both are somewhat above for few skewed rows, and no test of 0 and 1 has exactly 5 %: docs/evaluation.md
     slack = SLACK + (0.02 if rows == 50 else 0)
-    assert 0.05 - slack - (kind == "zero_one") * 0.02 <= tested <= 0.05 + (slack if kind == "skewed" else SLACK)
+    assert 0.05 - slack - (kind is zero_one) * 0.02 <= tested <= 0.05 + (slack if kind is skewed else SLACK)
     assert 0.05 - SLACK <= excluded <= 0.05 + slack
 
 
@@ -315,7 +293,7 @@ def test_false_alarms_of_a_family(rows):
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("share", [0, 1, 10])  # of the seeds' variance in the mean, to that of the rows'
 def test_false_alarms_over_seeds(seeds, rows, share):
-    spread = (share * (1 + 1 / seeds) / rows * seeds) ** 0.5
+    spread = benchmark.spread_of(share, seeds, rows)
     drawn = crossed(np.random.default_rng(seeds * rows + share), TRIALS, seeds, rows, spread)
     found = [over_seeds(values) for values in drawn]
     assert np.mean([difference.p < 0.05 for difference in found]) <= 0.05 + SLACK
