@@ -1,6 +1,7 @@
 """Write the README of the benchmarks, and a table of docs/memory.md, from the newest results."""
 
 import json
+import sys
 from pathlib import Path
 
 import gpu
@@ -9,6 +10,10 @@ import trainers
 
 FOLDER = Path(__file__).parent
 MEMORY = FOLDER.parent / "docs" / "memory.md"
+sys.path.append(str(FOLDER.parent / "experiments"))
+
+from tables import with_table  # noqa: E402
+
 TEXT = """\
 # Benchmarks
 
@@ -141,11 +146,9 @@ def startup_section() -> str:
 
 def memory_page() -> str:
     """The text of docs/memory.md, with the newest table between its markers."""
-    text, results = MEMORY.read_text(encoding="utf-8"), json.loads(newest("memory-*.json").read_text())
-    before, _, rest = text.partition("<!-- measured -->")
-    _, end, after = rest.partition("<!-- end -->")
-    table = f"\n{memory.markdown(results)}\n\n{provenance(results)}\n"
-    return f"{before}<!-- measured -->{table}{end}{after}"
+    results = json.loads(newest("memory-*.json").read_text())
+    table = f"{memory.markdown(results)}\n\n{provenance(results)}\n"
+    return with_table(MEMORY.read_text(encoding="utf-8"), "measured", table)
 
 
 def render() -> str:
