@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 import significance  # noqa: E402
 from tables import with_text  # noqa: E402
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]
 
 
 @cache
