@@ -17,15 +17,38 @@ from tables import with_table  # noqa: E402
 TEXT = """\
 # Benchmarks
 
-Each is one command, and writes its figures with `--json FILE`. The tables below are those of the newest files in
-`results/`, put here by `python benchmarks/readme.py`; a test holds them against each other.
+`make peers` measures all that has peers, which is trainers, rewards and start-up, in one run: it installs the peers
+(the extra `peers`, and an environment of its own for TRL 1.12), stores the figures in `results/`, and writes this page.
+It takes some 40 minutes of CPU, `make peers OPTIONS="--rounds 1"` 20, and `OPTIONS=--quick` tries it in 2. Each part,
+and what has no peers, is a command of its own too, which writes its figures with `--json FILE`.
+
+The tables are those of the newest files in `results/`, and a test holds them against each other. Times are those of the
+CPU: other work on the machine hardly changes them. All was measured on a CPU; nothing on a GPU yet.
+
+## In short
+
+* **PPO** takes {time_rloo} of the time of TRL's RLOO ({time_once} with 1 epoch) and {memory_rloo} of its memory, and
+  {time_old} and {memory_old} of those of the PPO that TRL had up to 1.12 (full fine-tuning, 4 epochs). What it saves
+  there is the critic, a head on the policy: with `critic: copy`, a model of its own as in TRL 1.12, it takes
+  {time_copied} and {memory_copied}. The head has its price too: [it explains less](../docs/ppo.md#the-critic).
+* **ROUGE**: ours is {least_ours} to {most_ours} times as fast as rouge_score, the more the longer the texts, and
+  {least_new} to {most_new} times where no word was seen before; evaluate and torchmetrics are {least_slow} to
+  {most_slow} times as fast. **rouge-score-rs, which is compiled, is faster than ours** in
+  {faster}, and slower in {slower}.
+  The values of rouge_score to the last bit have {exact}; in single precision {near}.
+  To score large files as fast as can be, take rouge-score-rs. Ours is plain Python, and takes what a recipe says:
+  measure, mean or maximum over references, tokenizer. In a training step it weighs little: ROUGE-L, length and
+  repetition of {completions} completions of {tokens} tokens take {step_ms} ms.
+* **Start-up**: `lastmile --help` takes {help} s of CPU, `trl --help` {trl_help}, `trl grpo --help` {trl_grpo_help}.
+  `lastmile check`, which TRL does not have, takes {check}, and {check_memory} where it tells the memory too.
 
 ## Trainers: what PPO costs
 
-`python benchmarks/trainers.py` measures PPO with its three critics beside TRL's GRPO and RLOO, and beside the last PPO
-that TRL had, which gets an environment of its own: CPU time per roll-out and per optimiser step, and peak memory above
-the imports. All train one small Llama with random weights on the same number of tokens, with the same rewards, KL
-penalty and optimiser steps. A ratio is the median of those of the rounds. `--quick` tries it with next to no work.
+`python benchmarks/trainers.py` measures PPO with its three critics beside GRPO and RLOO, which are TRL's own trainers,
+and beside the last PPO that TRL had: CPU time per roll-out and per optimiser step, and peak memory above the imports.
+All train one small Llama with random weights on the same number of tokens, with the same rewards, KL penalty and
+optimiser steps. How well they learn is not measured here. A ratio is the median of those of the rounds; below 1 is less
+than the other takes. `--quick` tries it with next to no work.
 
 {trainers}
 
@@ -47,7 +70,13 @@ The table stands in [docs/memory.md](../docs/memory.md).
 
 `python benchmarks/rewards.py` times our ROUGE beside rouge_score and its successors, on texts of a made-up language
 with the word frequencies of a real one, and checks that the values are equal. A factor says how often as fast as
-rouge_score it is. "New stems" is the first step of a run, in which no word was seen before.
+rouge_score it is. Ours remembers stems: in "ours" every word was seen before, in "new stems" none, as in the first step
+of a run.
+
+torchmetrics scores pair by pair, as it tells of many only the mean, and no Lsum, as it splits sentences with a model.
+The `rouge` of evaluate is a script on the Hub and not in the package; measured was, offline, a metric of ours in its
+place which does the same: the rows through evaluate's table, then each pair to rouge_score. rouge-score-rs is timed on
+one core, and can use all.
 
 {rewards}
 
@@ -66,7 +95,11 @@ and counts what is called significant. The tables stand in
 
 ## Start-up: how long a person waits
 
-`python benchmarks/startup.py` prints the medians of seven starts of our command and of TRL's, in turns.
+`python benchmarks/startup.py` starts our command and TRL's in turns; the CPU time is what one waits on a machine with
+nothing else to do. `trl grpo --help` imports torch to list every setting there is; `lastmile run --help` lists none, as
+they stand in the recipe. `lastmile check` has no like in TRL: it reads the recipe and 2,000 rows of data and loads the
+tokenizer (`tiny.yaml`), and for a model that is not tiny it tells the memory that training takes, here of a Llama of 1
+billion weights with LoRA (`1b.yaml`): that takes longest, and comes after all else is printed.
 
 {startup}
 """
@@ -91,7 +124,7 @@ def trainers_section() -> str:
     results = json.loads(file.read_text())
     work = results["work"]
     how = (
-        f"{results['rounds']} rounds; timed roll-outs in each: {work['rollouts'] - 1}, of "
+        f"Rounds: {results['rounds']}; timed roll-outs in each: {work['rollouts'] - 1}, of "
         f"{work['batch'] * work['accumulation']} completions of {work['completion']} tokens to prompts of "
         f"{work['prompt']}. {provenance(results)}"
     )
@@ -106,11 +139,15 @@ def gpu_section() -> str:
     return f"{results['rows'][0].get('gpu', results['device'])}. {provenance(results)}\n\n{gpu.markdown(results)}"
 
 
+def columns_of(results: dict) -> list[str]:
+    """The contenders that were measured beside rouge_score."""
+    about = ("metric", "tokens", "least_ratio", "rouge_score")
+    return [name for name in results["comparisons"][0] if name not in about]
+
+
 def rewards_section() -> str:
     results = json.loads(newest("rewards-*.json").read_text())
-    names = [
-        name for name in results["comparisons"][0] if name not in ("metric", "tokens", "least_ratio", "rouge_score")
-    ]
+    names = columns_of(results)
     lines = [
         f"| metric | tokens | rouge_score, ms per pair | {' | '.join(names)} | at least |",
         "|---|--:|--:|" + "--:|" * (len(names) + 1),
@@ -123,7 +160,7 @@ def rewards_section() -> str:
     step = results["step"]
     shape = f"{step['groups']} x {step['completions']} completions of {step['tokens']} tokens"
     took = f"{' + '.join(step['rewards'])} of a step of {shape}: {step['ms']} ms of CPU (at most {step['most_ms']} ms)."
-    return "\n".join([provenance(results), "", *lines, "", took])
+    return "\n".join([provenance(results), "", *lines, "", f"{took} {verdict(results)}"])
 
 
 def evaluation_section() -> str:
@@ -138,10 +175,75 @@ def evaluation_section() -> str:
 
 
 def startup_section() -> str:
-    file = newest("startup-*.txt")
-    if not file:
-        return "Not measured yet."
-    return f"{file.stem.removeprefix('startup-')}:\n\n```\n{file.read_text().rstrip()}\n```"
+    results = json.loads(newest("startup-*.json").read_text())
+    lines = ["| command | CPU, s | at most |", "|---|--:|--:|"]
+    for row in results["commands"]:
+        most = f"{row['most']:g}" if row["most"] else ""
+        lines.append(f"| `{row['command']}` | {row['cpu']:.2f} | {most} |")
+    how = f"Medians of {results['rounds']} starts. {provenance(results)}"
+    return "\n".join([how, "", *lines, "", verdict(results)])
+
+
+def verdict(results: dict) -> str:
+    """How many of the bars hold, and which do not."""
+    missed = [f"{bar['what']}: {bar['measured']:g}" for bar in results["bars"] if not bar["holds"]]
+    held = f"{len(results['bars']) - len(missed)} of {len(results['bars'])} bars hold"
+    return f"{held}; **missed**: {', '.join(missed)}." if missed else f"{held}."
+
+
+def short_of_trainers() -> dict[str, str]:
+    """The figures of PPO beside the others, in full fine-tuning."""
+    rows = [row for row in json.loads(newest("trainers-*.json").read_text())["rows"] if row["tuning"] == "full"]
+    ratios = {(row["method"], row["epochs"]): row["ratios"] for row in rows}
+    pairs = {
+        "rloo": ratios["PPO", 4]["RLOO"],
+        "old": ratios["PPO", 4][trainers.OLD],
+        "copied": ratios["PPO, copied critic", 4][trainers.OLD],
+    }
+    figures = {f"{what}_{name}": f"{pair[what]:.2f}" for name, pair in pairs.items() for what in ("time", "memory")}
+    return figures | {"time_once": f"{ratios['PPO', 1]['RLOO']['time']:.2f}"}
+
+
+def short_of_rewards() -> dict[str, str]:
+    """The figures of ROUGE beside the others, over all metrics and lengths."""
+    results = json.loads(newest("rewards-*.json").read_text())
+    rows, step = results["comparisons"], results["step"]
+    ours, new = ([row[name]["ratio"] for row in rows] for name in ("ours", "ours, new stems"))
+    slow = [row[name]["ratio"] for row in rows for name in ("evaluate", "torchmetrics") if name in row]
+    beside = [row["rouge-score-rs"]["ratio"] / row["ours"]["ratio"] for row in rows]
+    exact = {name: all(row[name]["off"] == 0 for row in rows if name in row) for name in columns_of(results)}
+
+    def cases(factors: list[float]) -> str:
+        return f"{len(factors)} of {len(rows)} cases, by up to {max(factors):.1f} times" if factors else "none"
+
+    return {
+        "least_ours": f"{min(ours):.0f}",
+        "most_ours": f"{max(ours):.0f}",
+        "least_new": f"{min(new):.0f}",
+        "most_new": f"{max(new):.0f}",
+        "least_slow": f"{min(slow):.1f}",
+        "most_slow": f"{max(slow):.1f}",
+        "faster": cases([factor for factor in beside if factor > 1]),
+        "slower": cases([1 / factor for factor in beside if factor < 1]),
+        "exact": ", ".join(name for name in exact if exact[name] and "," not in name),
+        "near": ", ".join(name for name in exact if not exact[name]) or "none",
+        "completions": str(step["groups"] * step["completions"]),
+        "tokens": str(step["tokens"]),
+        "step_ms": f"{step['ms']:.0f}",
+    }
+
+
+def short_of_startup() -> dict[str, str]:
+    """The CPU time of the commands."""
+    rows = json.loads(newest("startup-*.json").read_text())["commands"]
+    cpu = {row["command"]: f"{row['cpu']:.2f}" for row in rows}
+    return {
+        "help": cpu["lastmile --help"],
+        "trl_help": cpu["trl --help"],
+        "trl_grpo_help": cpu["trl grpo --help"],
+        "check": cpu["lastmile check tiny.yaml"],
+        "check_memory": cpu["lastmile check 1b.yaml"],
+    }
 
 
 def memory_page() -> str:
@@ -154,6 +256,9 @@ def memory_page() -> str:
 def render() -> str:
     """The text of benchmarks/README.md."""
     return TEXT.format(
+        **short_of_trainers(),
+        **short_of_rewards(),
+        **short_of_startup(),
         trainers=trainers_section(),
         gpu=gpu_section(),
         rewards=rewards_section(),
@@ -162,6 +267,11 @@ def render() -> str:
     )
 
 
-if __name__ == "__main__":
+def write() -> None:
+    """Write both pages."""
     (FOLDER / "README.md").write_text(render(), encoding="utf-8")
     MEMORY.write_text(memory_page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -4,10 +4,10 @@ All train the same Llama with random weights, and sample the same number of toke
 measurement is a process of its own. A round runs all of them in turn; a ratio is the median of those of the rounds, for
 the machine may be slower in one round than in the next. Time is that of the CPU, per roll-out, without the first one.
 Memory is the peak of the process above its size after the imports; it hardly depends on the number of epochs, so it is
-measured with the most only, once, in processes that give back at once what is freed. All take one optimiser step per
-epoch, with AdamW and a KL penalty of 0.05. The rewards are next to free: a share of even token ids, for the old trainer
-as a module without weights, since it takes no functions. It gets an environment of its own, with the same torch and
-transformers, which is made in a cache folder.
+measured with the most only, once, over two roll-outs, in processes that give back at once what is freed. All take one
+optimiser step per epoch, with AdamW and a KL penalty of 0.05. The rewards are next to free: a share of even token ids,
+for the old trainer as a module without weights, since it takes no functions. It gets an environment of its own, with
+the same torch and transformers, which is made in a cache folder.
 """
 
 import argparse
@@ -46,6 +46,7 @@ BARS = [  # method, against, what, tuning: at most so many times as much, with 4
 ]
 GROUP = 4  # completions of a prompt, where a method compares them
 BETA, RATE = 0.05, 1e-5
+OLD_VENV = Path("~/.cache/lastmile_trl/trl-1.12").expanduser()
 SAME_PACKAGES = ["torch", "transformers", "accelerate", "peft", "datasets"]  # in the old trainer's environment too
 PAD, EOS = 0, 1
 
@@ -314,7 +315,7 @@ def rounds_of(cases: list[Case], work: Work, rounds: int, old: str | None) -> It
     with tempfile.TemporaryDirectory() as folder:
         in_process(sys.executable, "--save", folder, json.dumps(asdict(work)))  # torch would make this process large
 
-        def measured(what: str, cases: list[Case], **environment: str) -> Figures:
+        def measured(what: str, cases: list[Case], work: Work, **environment: str) -> Figures:
             figures = {}
             for case in cases:
                 words = "--measure", json.dumps(asdict(case)), json.dumps(asdict(work)), folder
@@ -325,10 +326,11 @@ def rounds_of(cases: list[Case], work: Work, rounds: int, old: str | None) -> It
 
         most = max(case.epochs for case in cases)
         # What is freed goes back at once: the peak is that of the tensors, the same each time, but all is slower.
-        memory = measured("megabytes", [case for case in cases if case.epochs == most], MALLOC_MMAP_THRESHOLD_="65536")
+        at_most = [case for case in cases if case.epochs == most]
+        memory = measured("megabytes", at_most, replace(work, rollouts=2), MALLOC_MMAP_THRESHOLD_="65536")
         times = []
         for _ in range(rounds):
-            times.append(measured("seconds", cases))
+            times.append(measured("seconds", cases, work))
             yield memory, times
 
 
@@ -405,7 +407,7 @@ def main() -> None:
         "--old-venv",
         type=Path,
         metavar="DIR",
-        default=Path("~/.cache/lastmile_trl/trl-1.12").expanduser(),
+        default=OLD_VENV,
         help="the old trainer's environment, made if need be (default: %(default)s)",
     )
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
@@ -417,7 +419,7 @@ def main() -> None:
         case, work, folder = options.measure
         return say(json.dumps(measure(Case(**json.loads(case)), Work(**json.loads(work)), folder)))
 
-    from rewards import environment
+    from rewards import environment, store
 
     old = old_python(options.old_venv) if OLD in options.methods else None
     methods = [method for method in METHODS if method in options.methods and (method != OLD or old)]
@@ -428,8 +430,7 @@ def main() -> None:
         rows = rows_of(memory, times)
         results = {**about, "rounds": len(times), "rows": rows, "bars": bars_of(rows)}
         if options.json:  # after every round, as the next one takes minutes
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(results, indent=2) + "\n")
+            store(results, options.json)
     say("\n" + markdown(results))
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,88 @@ def test_bars_are_held_against_the_most_epochs(benchmark):
     assert [(bar["what"], bar["holds"]) for bar in trainers.bars_of(rows)] == [("time", True), ("memory", True)]
     rows[1]["ratios"]["RLOO"] = bad
     assert [(bar["what"], bar["holds"]) for bar in trainers.bars_of(rows)] == [("time", False), ("memory", True)]
+
+
+def test_bars_of_rewards_are_those_of_ours(benchmark):
+    compared = [
+        {"metric": "Lsum", "tokens": tokens, "least_ratio": least, "ours": {"ratio": ours}, "peer": {"ratio": 99}}
+        for tokens, least, ours in [(30, None, 1), (120, 8, 8.0), (500, 40, 39.9)]
+    ]
+    bars = benchmark("rewards").bars_of(compared, {"ms": 101, "most_ms": 100})
+    assert [(bar["what"], bar["holds"]) for bar in bars] == [
+        ("Lsum of 120 tokens", True),
+        ("Lsum of 500 tokens", False),
+        ("the rewards of a step, ms", False),
+    ]
+    missed = "**missed**: Lsum of 500 tokens: 39.9, the rewards of a step, ms: 101."
+    assert benchmark("readme").verdict({"bars": bars}) == f"1 of 3 bars hold; {missed}"
+    assert benchmark("readme").verdict({"bars": bars[:1]}) == "1 of 1 bars hold."
+
+
+def test_values_that_are_off_are_told_and_ours_may_not_be(benchmark):
+    largest_difference = benchmark("rewards").largest_difference
+    right, near = [(0.5, 1.0), (0.0, 0.25)], [(0.5, 1.0), (2**-21, 0.25)]
+    assert (largest_difference("peer", near, right), largest_difference("ours", right, right)) == (2**-21, 0)
+    for name, values in [("ours, new stems", near), *(("peer", [(0.5, 1.0), (off, 0.25)]) for off in (0.1, math.nan))]:
+        with pytest.raises(SystemExit, match=f"{name} returns"):
+            largest_difference(name, values, right)
+
+
+@pytest.mark.parametrize("peer", ["rouge-score-rs", "torchmetrics", "evaluate"])
+def test_a_peer_is_asked_for_the_same_as_rouge_score(benchmark, peer):
+    rewards = benchmark("rewards")
+    pytest.importorskip(peer.replace("-", "_"))
+    variants, texts = ("rouge1", "rougeL"), (["the cats sat", "a dog"], ["the cat sat", "one dog ran"])
+    f = [1.0, 0.4]  # of the second, 1 of 2 and of 3 tokens
+    assert rewards.rouge_score(variants)(*texts) == [(value, value) for value in f]
+    assert rewards.PEERS[peer](variants)(*texts) == [pytest.approx((value, value)) for value in f]
+
+
+def test_the_time_of_a_start_is_the_cpu_s_and_what_one_waits(benchmark, tmp_path):
+    start = benchmark("startup").start
+    cpu, waited = start("python -c __import__('time').sleep(0.5)", str(tmp_path))
+    working, _ = start("python -c sum(range(2*10**7))", str(tmp_path))
+    assert cpu < 0.5 < waited and cpu + 0.1 < working
+
+
+def test_what_the_readme_says_in_short_is_what_was_measured(benchmark, tmp_path, monkeypatch):
+    """Also where a peer is faster."""
+    readme = benchmark("readme")
+    monkeypatch.setattr(readme, "FOLDER", tmp_path)
+    figures = [(10, 20, 1.1, 0.0), (40, 10, 0.9, 1e-8), (30, 45, 1.0, 0.0)]
+    compared = [
+        {
+            **{"metric": "R1", "tokens": 30, "least_ratio": None, "rouge_score": {"ratio": 1, "off": 0.0}},
+            "ours": {"ratio": ours, "off": 0.0},
+            "ours, new stems": {"ratio": ours / 10, "off": 0.0},
+            "rouge-score-rs": {"ratio": compiled, "off": 0.0},
+            "torchmetrics": {"ratio": slow, "off": off},
+        }
+        for ours, compiled, slow, off in figures
+    ]
+    step = {"groups": 2, "completions": 8, "tokens": 120, "ms": 7.4}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/rewards-2026-01-01.json").write_text(json.dumps({"comparisons": compared, "step": step}))
+    said = readme.short_of_rewards()
+    assert (said["least_ours"], said["most_ours"]) == ("10", "40")
+    assert (said["least_new"], said["most_new"]) == ("1", "4")
+    assert (said["least_slow"], said["most_slow"]) == ("0.9", "1.1")
+    assert said["faster"] == "2 of 3 cases, by up to 2.0 times"
+    assert said["slower"] == "1 of 3 cases, by up to 4.0 times"
+    assert (said["exact"], said["near"]) == ("ours, rouge-score-rs", "torchmetrics")
+    assert (said["completions"], said["step_ms"]) == ("16", "7")
+
+    rows = [
+        {"method": method, "tuning": tuning, "epochs": epochs}
+        | {"ratios": {other: {"time": time + epochs, "memory": time} for other in ("RLOO", "PPO of TRL 1.12")}}
+        for method, time in [("PPO", 0.5), ("PPO, copied critic", 0.75)]
+        for tuning in ("full", "LoRA")
+        for epochs in (4, 1)
+    ]
+    (tmp_path / "results/trainers-2026-01-01.json").write_text(json.dumps({"rows": rows}))
+    said = readme.short_of_trainers()
+    assert (said["time_rloo"], said["time_once"]) == ("4.50", "1.50")
+    assert (said["memory_old"], said["time_copied"]) == ("0.50", "4.75")
 
 
 def test_only_a_run_that_was_measured_fits(benchmark):
@@ -131,6 +214,23 @@ def test_the_trainers_script_runs(tmp_path):
     results = json.loads(file.read_text())
     assert [row["method"] for row in results["rows"]] == methods
     assert len(results["bars"]) == 3 and "| time of PPO / GRPO, full |" in printed
+
+
+@pytest.mark.slow
+def test_all_peers_are_measured_in_one_run(benchmark, tmp_path, monkeypatch):
+    """Next to no work, all of whose figures the README can show."""
+    peers, readme = benchmark("peers"), benchmark("readme")
+    (tmp_path / "results").mkdir()
+    bars = peers.measure(tmp_path / "results", quick=True)
+    assert [bar["what"] for bar in bars] == [
+        "the rewards of a step, ms",
+        *("time", "memory"),
+        *("lastmile --help, s", "lastmile check tiny.yaml, s"),
+    ]
+    monkeypatch.setattr(readme, "FOLDER", tmp_path)
+    assert "| R1+R2+L | 30 |" in readme.rewards_section()
+    assert "| full, 4 | PPO |" in readme.trainers_section()
+    assert "| `lastmile check 1b.yaml` |" in readme.startup_section()
 
 
 @pytest.mark.slow

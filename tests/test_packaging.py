@@ -65,7 +65,7 @@ def test_every_dependency_has_a_tested_version():
     pinned = {
         line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
-    names = ("quantization", "tracking", "metrics", "endpoint", "dev")
+    names = ("quantization", "tracking", "metrics", "endpoint", "peers", "dev")
     extras = [item for name in names for item in project["optional-dependencies"][name]]
     for requirement in [*project["dependencies"], *extras]:
         name = requirement.split(">=")[0].split("[")[0].replace("_", "-")
