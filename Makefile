@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow faults lint peers clean
+.PHONY: quickstart test test-slow faults experiments-quick lint peers clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lastmile quickstart
@@ -16,6 +16,9 @@ test-slow: $(VENV)/.installed-dev
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 tests/faults
+
+experiments-quick: $(VENV)/.installed
+	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python experiments/quick.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

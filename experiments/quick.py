@@ -1,0 +1,59 @@
+"""Re-run the main findings in small and hold them against what is stored: `python experiments/quick.py`, on two cores.
+
+One seed on the work notes, the arms that these need, less training (models_quick.yaml). What is compared is the sign:
+exits with 1 if one comes out the other way.
+"""
+
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from lab import RUNS, Experiment, Task  # noqa: E402
+from pages import made  # noqa: E402
+from tables import signed  # noqa: E402
+
+NAMES = ("rl_or_sft", "guidance", "ablations")
+SEED, TASK = 0, Task("notes")
+
+
+def experiment(name: str) -> Experiment:
+    """That of a folder."""
+    spec = importlib.util.spec_from_file_location(f"{name}_experiment", HERE / name / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EXPERIMENT
+
+
+def lines(tried: Experiment, now: dict) -> Iterator[tuple[bool, str]]:
+    """For every claim that a quick run decides: whether its sign is that of the stored results, and a line."""
+    kept = {claim.key: found for claim, found in made(tried, TASK, tried.stored(TASK.name))}
+    for claim, found in made(tried, TASK, {SEED: now}):
+        if claim.quick:
+            same = found["mean"] * kept[claim.key]["mean"] > 0
+            word = "as stored" if same else "THE OTHER WAY ROUND"
+            yield same, f"{word}: {claim.said}: {signed(found)} now, {signed(kept[claim.key])} stored"
+
+
+def main() -> int:
+    """The number of claims that came out the other way, and what was compared."""
+    began, told, root = time.monotonic(), [], RUNS / "quick" / TASK.name
+    TASK.prepare(None, root, yaml.safe_load((HERE / "models_quick.yaml").read_text()))
+    for name in NAMES:
+        tried = experiment(name)
+        found = list(lines(tried, tried.run(TASK, SEED, root, quick=True)))
+        print("\n", *(f"{line}\n" for _, line in found))
+        told += found
+    wrong = sum(not same for same, _ in told)
+    print(f"{len(told) - wrong} of {len(told)} as stored, in {(time.monotonic() - began) / 60:.0f} minutes.")
+    return min(wrong, 1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
