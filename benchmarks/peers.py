@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of the trainers, and starts of each command")
     parser.add_argument("--quick", action="store_true", help="see that all runs; nothing is stored")
     options = parser.parse_args()
+    if options.quick and options.rounds:
+        parser.error("--quick has one round: leave --rounds out.")
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
             measure(Path(folder), quick=True)
@@ -55,6 +57,7 @@ def main() -> None:
     sys.stdout.write(f"\n{len(bars) - len(missed)} of {len(bars)} bars hold: see {FOLDER / 'README.md'}\n")
     for bar in missed:
         sys.stdout.write(f"missed: {json.dumps(bar)}\n")
+    sys.exit(1 if missed else 0)
 
 
 if __name__ == "__main__":

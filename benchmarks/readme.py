@@ -19,8 +19,8 @@ TEXT = """\
 
 `make peers` measures all that has peers, which is trainers, rewards and start-up, in one run: it installs the peers
 (the extra `peers`, and an environment of its own for TRL 1.12), stores the figures in `results/`, and writes this page.
-It takes some 40 minutes of CPU, `make peers OPTIONS="--rounds 1"` 20, and `OPTIONS=--quick` tries it in 2. Each part,
-and what has no peers, is a command of its own too, which writes its figures with `--json FILE`.
+`make peers OPTIONS="--rounds 1"` takes less time, and `OPTIONS=--quick` only tries it. Each part, and what has no
+peers, is a command of its own too, which writes its figures with `--json FILE`.
 
 The tables are those of the newest files in `results/`, and a test holds them against each other. Times are those of the
 CPU: other work on the machine hardly changes them. All was measured on a CPU; nothing on a GPU yet.

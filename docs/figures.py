@@ -13,7 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 
+import pages  # noqa: E402
+import quick  # noqa: E402
 import significance  # noqa: E402
+from lab import Task  # noqa: E402
 from tables import with_text  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]
@@ -50,11 +53,33 @@ def rouge_factors(tokens: int) -> str:
     return span([row[name]["ratio"] for row in rows for name in ("ours", "ours, new stems")])
 
 
+def differences(name: str, *labels: str) -> str:
+    """Arms of an experiment on the work notes, minus its base."""
+    columns = [(decoding, metric) for metric in ("rouge/rougeL", "facts_right") for decoding in ("greedy", "sampled")]
+    return "\n" + pages.short_table(quick.experiment(name), Task("notes"), labels, columns)
+
+
 SIGNIFICANCE = "benchmarks/results/significance-*.json"
 
 FIGURES = {  # name -> its text
     "quickstart minutes": lambda: quickstart_minutes("sft", "grpo"),
     "rouge factors": lambda: rouge_factors(120),
+    "choosing methods": lambda: differences(
+        "rl_or_sft",
+        "sft, post-processed",
+        "best_of_8",
+        "grpo",
+        "rloo",
+        "ppo",
+        "ppo_learned",
+        "ppo_learned_alone",
+        "dpo",
+    ),
+    "choosing rewards": lambda: differences("ablations", "rouge_alone", "recall_alone"),
+    "choosing settings": lambda: differences("ablations", "beta_0.05", "beta_0.5", "group_4", "group_16"),
+    "choosing weights": lambda: differences("ablations", "lora_4", "lora_16", "lora_16_bf16", "lora_16_4bit"),
+    "choosing critics": lambda: differences("ablations", "ppo", "ppo_joint", "ppo_copy"),
+    "choosing guides": lambda: differences("guidance", "sft_more", "anchor", "ppo++_0.3", "aggrevated_0.3", "drpo_0.3"),
     "significance rows": lambda: "\n" + significance.rows_table(result(SIGNIFICANCE)),
     "significance seeds": lambda: "\n" + significance.seeds_table(result(SIGNIFICANCE)),
     "significance trials": lambda: f"{result(SIGNIFICANCE)['trials']:,}",

@@ -179,6 +179,20 @@ def test_a_task_has_one_data_section(path):
         assert recipe.training["max_completion_length"] == recipe.evaluation.max_new_tokens
 
 
+@pytest.mark.parametrize("path", [path for path in TRAINING if load(path).method in RL], ids=name)
+def test_its_defaults_are_those_that_the_experiments_speak_for(path):
+    """docs/choosing.md, "What the recipes do with it"."""
+    recipe = load(path)
+    named = {key for reward in recipe.rewards for key in (reward if isinstance(reward, dict) else [reward])}
+    assert named & {"length", "repetition"}
+    assert recipe.training["beta"] <= 0.05
+    assert recipe.training.get("num_generations", 1) in ((1,) if recipe.method == "ppo" else (4, 8))
+    assert recipe.training.get("critic", "shared") == "shared"
+    if recipe.model.get("use_peft"):
+        [sft] = [load(other) for other in path.parent.glob("*.yaml") if load(other).method == "sft"]
+        assert sft.model["lora_target_modules"] == ["all-linear"] and sft.model["lora_r"] >= 16
+
+
 @every_guided
 def test_a_guided_recipe_is_its_baseline_with_a_guide(path):
     guided, baseline = (load(each).values for each in (path, GUIDED[path]))
