@@ -17,7 +17,7 @@ import pages  # noqa: E402
 import quick  # noqa: E402
 import significance  # noqa: E402
 from lab import Task  # noqa: E402
-from tables import with_text  # noqa: E402
+from tables import span, with_text  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]
 
@@ -34,11 +34,6 @@ def result(pattern: str) -> dict:
 def results(pattern: str) -> list[dict]:
     """All stored results that match, by name."""
     return [result(str(file.relative_to(ROOT))) for file in sorted(ROOT.glob(pattern))]
-
-
-def span(values: list[float], digits: str = ".0f") -> str:
-    """From the least to the largest: "4 to 11"."""
-    return " to ".join(dict.fromkeys(format(value, digits) for value in (min(values), max(values))))
 
 
 def quickstart_minutes(*stages: str) -> str:

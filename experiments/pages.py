@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lab import HERE, Claim, Task, known
-from tables import signed, with_table
+from tables import signed, span, with_table
 
 if TYPE_CHECKING:
     from lab import Experiment
@@ -234,11 +234,8 @@ def ran(results: Results) -> str:
     told = [", ".join(sorted({kept["date"] for kept in every}))]
     told += sorted({kept["machine"] for kept in every if "machine" in kept})
     told.append(f"seeds {', '.join(map(str, results))}")
-    minutes = sorted({f"{sum(kept['seconds'].values()) / 60:.0f}" for kept in every if "seconds" in kept}, key=int)
-    if minutes:
-        told.append(
-            f"{' to '.join(dict.fromkeys((minutes[0], minutes[-1])))} minutes of training a seed, beside other work"
-        )
+    if minutes := [sum(kept["seconds"].values()) / 60 for kept in every if "seconds" in kept]:
+        told.append(f"{span(minutes)} minutes of training a seed, beside other work")
     return "; ".join(told) + ".\n"
 
 

@@ -13,6 +13,11 @@ def signed(estimate: dict | None) -> str:
     return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]" if estimate else ""
 
 
+def span(values: list[float], digits: str = ".0f") -> str:
+    """From the least to the largest: "4 to 11"."""
+    return " to ".join(dict.fromkeys(format(value, digits) for value in (min(values), max(values))))
+
+
 def with_text(page: str, mark: str, text: str) -> str:
     """The page with what stands between each `<!-- mark -->` and `<!-- end -->` replaced."""
     begin, end = f"<!-- {mark} -->", "<!-- end -->"

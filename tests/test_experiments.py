@@ -1,6 +1,5 @@
 """What the pages of experiments show is what was measured, and every arm is a recipe that can be run."""
 
-import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from .conftest import script
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -24,15 +25,7 @@ MODELS = {
 }
 
 
-def script(name):
-    """The module of an experiment."""
-    spec = importlib.util.spec_from_file_location(f"{name}_experiment", EXPERIMENTS / name / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-quickstart = script("quickstart")
+quickstart = script("experiments/quickstart/run.py")
 
 
 @pytest.mark.parametrize("page", ["README.md", "experiments/quickstart/README.md"])
@@ -54,7 +47,7 @@ def test_rl_raw_beat_sft_raw_on_held_out_rouge_for_every_seed():
 
 
 def test_the_tables_of_perplexity_are_those_of_the_stored_results():
-    text, module = (EXPERIMENTS / "perplexity/README.md").read_text(), script("perplexity")
+    text, module = (EXPERIMENTS / "perplexity/README.md").read_text(), script("experiments/perplexity/run.py")
     assert sorted(module.stored()) == [0, 1, 2]
     assert all(getattr(module, table)(module.stored()) in text for table in ("reward_table", "dpo_table"))
 
