@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 
 from .errors import InputError
 
@@ -51,7 +52,7 @@ def write_whole(file: Path, text: str) -> None:
     >>> [(file.name, file.read_text()) for file in folder.iterdir()]
     [('page.html', 'all of it')]
     """
-    beside = file.with_name(f"{file.name}.{os.getpid()}")  # two processes may write the same page
+    beside = file.with_name(f"{file.name}.{token_hex(4)}")  # two, on two machines too, may write the same page
     try:
         with beside.open("wb") as handle:
             handle.write(text.encode("utf-8", errors="replace"))

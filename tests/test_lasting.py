@@ -323,10 +323,12 @@ def test_a_disk_that_is_full_at_the_end_is_said_and_the_same_command_goes_on(sta
     assert not run_folder.is_trained(full)
     train.run(full)
     before = (full.run / "report.html").stat().st_mtime_ns
-    written_first = full.run / f"report.html.{os.getpid()}"
+    written_first = full.run / "report.html.first"
     written_first.symlink_to("/dev/full")
-    with pytest.raises(RunError, match=r"The disk is full, so .*full could not be finished \(\[Errno 28\]"):
-        train.run(full)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lastmile_trl.files.token_hex", lambda size: "first")
+        with pytest.raises(RunError, match=r"The disk is full, so .*full could not be finished \(\[Errno 28\]"):
+            train.run(full)
     assert (full.run / "report.html").stat().st_mtime_ns == before
     assert run_folder.is_trained(full) and not run_folder.finished(full.run) and not written_first.is_symlink()
     train.run(full)

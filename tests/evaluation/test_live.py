@@ -26,6 +26,24 @@ rewards: [rouge]
 """
 
 
+def test_two_threads_may_write_one_page_at_once(tmp_path):
+    def writing(text):
+        try:
+            for _ in range(200):
+                write_whole(tmp_path / "page.html", text)
+        except OSError as error:
+            failed.append(error)
+
+    failed, texts = [], [letter * 10_000 for letter in "ab"]
+    threads = [threading.Thread(target=writing, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_text() in texts
+
+
 def clock(seconds):
     return datetime.fromtimestamp(START + seconds).strftime("%Y-%m-%d %H:%M:%S")
 
