@@ -19,7 +19,7 @@ from lab import RUNS, Experiment, Task  # noqa: E402
 from pages import made  # noqa: E402
 from tables import signed  # noqa: E402
 
-NAMES = ("rl_or_sft", "guidance", "ablations")
+NAMES = ("rl_or_sft", "guidance", "perplexity", "ablations")
 SEED, TASK = 0, Task("notes")
 
 
