@@ -167,6 +167,7 @@ class Experiment:
     tasks: Sequence[str] = ("notes",)
     base: str = "sft"  # the arm that the tables hold the others against
     beside: Mapping[str, str] = field(default_factory=dict)  # what evaluation shows beside the arms -> its title
+    temperatures: Sequence[float] = ()  # at which the base is sampled too
     baselines: Sequence[str] = ()  # of the evaluation; `{name}` is the run of an arm, without which it is left out
     shown: Sequence[str] = ()  # the arms whose text of one row stands on the page
     results: str = "results"  # the folder of what is kept; that of other models has their name
@@ -199,10 +200,18 @@ class Experiment:
         writers = [runs[name] for name, arm in arms.items() if arm.writes]
         absent = [f"{{{name}}}" for name in self.arms if name not in runs]
         baselines = [filled(text, runs) for text in self.baselines if not any(name in text for name in absent)]
-        output = folder / f"evaluate-{self.name}"
-        words = ["evaluation.postprocess=[sft]", f"evaluation.baselines=[{', '.join(baselines)}]"]
-        lastmile("evaluate", *writers, "--data", str(root / "grpo.yaml"), "--output", str(output), *words)
-        result = json.loads((output / "evaluation.json").read_text())
+        result = evaluated(
+            writers,
+            root,
+            folder / f"evaluate-{self.name}",
+            "evaluation.postprocess=[sft]",
+            f"evaluation.baselines=[{', '.join(baselines)}]",
+        )
+        rows = rows_of(result, task)
+        for temperature in () if quick else self.temperatures:
+            output = folder / f"evaluate-{self.name}-{temperature}"
+            cooler = evaluated([runs[self.base]], root, output, f"evaluation.temperature={temperature}")
+            rows[at(self.base, temperature)] = {"sampled": rows_of(cooler, task)[self.base]["sampled"]}
         trained = {name: run for name, run in runs.items() if not arms[name].make}
         environments = {name: json.loads(Path(run, "environment.json").read_text()) for name, run in trained.items()}
         kept = {
@@ -210,7 +219,7 @@ class Experiment:
             "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
             "versions": next(iter(environments.values()))["versions"],
             "seconds": {name: environment["seconds"] for name, environment in environments.items()},
-            "rows": rows_of(result, task),
+            "rows": rows,
             "example": example_of(result),
         }
         if judges := [name for name, arm in arms.items() if arm.stage == "reward"]:
@@ -270,6 +279,17 @@ def said(kind: str, name: str) -> dict[str, Any]:
 def lastmile(*words: str) -> None:
     """Run a command of the package."""
     subprocess.run([sys.executable, "-m", "lastmile_trl", *words], check=True)
+
+
+def evaluated(runs: Sequence[str], root: Path, output: Path, *words: str) -> dict[str, Any]:
+    """What `lastmile evaluate` finds of runs on the rows that GRPO's recipe holds out."""
+    lastmile("evaluate", *runs, "--data", str(root / "grpo.yaml"), "--output", str(output), *words)
+    return json.loads((output / "evaluation.json").read_text())
+
+
+def at(label: str, temperature: float) -> str:
+    """What the rows of an arm are called that is sampled at another temperature than the others."""
+    return f"{label} at {temperature}"
 
 
 def filled(word: str, runs: Mapping[str, str]) -> str:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from lastmile_trl.errors import unknown
 from lastmile_trl.rewards.base import completion_text
+from lastmile_trl.rewards.rouge import Rouge
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -418,6 +419,23 @@ class FactF1:
 
 def _f1(said: set[str], expected: set[str]) -> float:
     return 2 * len(said & expected) / (len(said) + len(expected))
+
+
+class RougeClean:
+    """ROUGE-L to the nearest clean summary of its row, which nothing trains on, unlike its noisy references.
+
+    Range 0 to 1. A wrong name or number costs one word.
+
+    >>> RougeClean()(["Ana reset it, as they say."], [["Ana reset it.", "It was reset by Ana."]])
+    [0.6666666666666666]
+    """
+
+    __name__ = "rouge_clean"
+    needs = ("clean",)
+
+    def __call__(self, completions: list, clean: list[Sequence[str]], **columns: Any) -> list[float | None]:
+        """One value per completion."""
+        return Rouge("rougeL")(completions, clean)
 
 
 class Invented:

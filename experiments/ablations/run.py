@@ -22,8 +22,14 @@ EXPERIMENT = Experiment(
         "beta_0.5": Arm("KL coefficient 0.5", "grpo", changes=["training.beta=0.5"]),
         "group_4": Arm("groups of 4", "grpo", changes=["training.num_generations=4"]),
         "group_16": Arm("groups of 16", "grpo", changes=["training.num_generations=16"]),
+        "full_3x": Arm("GRPO at three times the rate", "grpo", changes=["training.learning_rate=1.0e-3"]),
+        "full_10x": Arm("GRPO at ten times the rate", "grpo", changes=["training.learning_rate=3.0e-3"]),
         "lora_4": Arm("LoRA, rank 4", "grpo_lora", changes=["model.lora_r=4", "model.lora_alpha=8"]),
         "lora_16": Arm("LoRA, rank 16", "grpo_lora"),
+        "lora_16_3x": Arm(
+            "LoRA, rank 16, at three times the rate", "grpo_lora", changes=["training.learning_rate=1.0e-3"]
+        ),
+        "lora_16_1x": Arm("LoRA, rank 16, at the same rate", "grpo_lora", changes=["training.learning_rate=3.0e-4"]),
         "lora_16_bf16": Arm("LoRA, rank 16, bf16", "grpo_lora", changes=["model.dtype=bfloat16"]),
         "lora_16_4bit": Arm(
             "LoRA, rank 16, 4 bits", "grpo_lora", changes=["model.dtype=bfloat16", "model.load_in_4bit=true"]
@@ -47,6 +53,15 @@ EXPERIMENT = Experiment(
         Claim("Groups of 16 beat groups of 8", "group_16", "grpo", decoding="sampled"),
         Claim("LoRA of rank 16, at ten times the rate, beats full fine-tuning", "lora_16", "grpo"),
         Claim("LoRA of rank 16, at ten times the rate, beats full fine-tuning", "lora_16", "grpo", decoding="sampled"),
+        *(
+            Claim(f"LoRA of rank 16 beats full fine-tuning, both at {said}", lora, full, decoding=decoding)
+            for said, lora, full in (
+                ("ten times the rate", "lora_16", "full_10x"),
+                ("three times the rate", "lora_16_3x", "full_3x"),
+                ("the usual rate", "lora_16_1x", "grpo"),
+            )
+            for decoding in ("greedy", "sampled")
+        ),
         Claim("LoRA of rank 16 beats rank 4", "lora_16", "lora_4", decoding="sampled"),
         Claim("32-bit weights under LoRA beat bf16", "lora_16", "lora_16_bf16", decoding="sampled"),
         Claim("bf16 weights under LoRA beat 4 bits", "lora_16_bf16", "lora_16_4bit", decoding="sampled"),

@@ -16,6 +16,9 @@ EXPERIMENT = Experiment(
         "sft": Arm("SFT", "sft", start=None, quick=True),
         "grpo": Arm("GRPO", "grpo", quick=True),
         "rloo": Arm("RLOO", "grpo", changes=["method=rloo"]),
+        "grpo_twice": Arm(
+            "GRPO, twice the optimiser steps", "grpo", changes=["training.num_iterations=2", "training.max_steps=80"]
+        ),
         "ppo": Arm("PPO", "ppo"),
         "reward": Arm("the reward model", "reward", tasks=WITH_PAIRS),
         "ppo_learned": Arm("PPO, learned reward, length penalty", "ppo_learned", changes=[LEARNED], tasks=WITH_PAIRS),
@@ -27,7 +30,9 @@ EXPERIMENT = Experiment(
         ),
         "dpo": Arm("DPO on the reward model's pairs", "dpo", tasks=WITH_PAIRS),
     },
+    temperatures=(0.5,),
     beside={
+        "sft at 0.5": "SFT, temperature 0.5",
         "sft, post-processed": "SFT, post-processed",
         "best_of_8": "SFT, best of 8 by the reward model",
         "oracle_best_of_8": "SFT, best of 8 by ROUGE-L with the references",
@@ -48,6 +53,12 @@ EXPERIMENT = Experiment(
             for decoding in ("greedy", "sampled")
         ),
         Claim("GRPO's samples beat SFT's greedy outputs", "grpo", "sft", decoding="sampled", against="greedy"),
+        Claim("GRPO's samples beat SFT's at a temperature of 0.5", "grpo", "sft at 0.5", decoding="sampled"),
+        Claim("SFT's samples at a temperature of 0.5 beat those at 1", "sft at 0.5", "sft", decoding="sampled"),
+        *(
+            Claim("GRPO comes nearer to clean summaries, which nobody rewards", "grpo", "sft", "rouge_clean", decoding)
+            for decoding in ("greedy", "sampled")
+        ),
         Claim("GRPO beats SFT in facts, which nobody rewards", "grpo", "sft", metric="facts"),
         Claim("GRPO beats SFT in facts, which nobody rewards", "grpo", "sft", metric="facts", decoding="sampled"),
         Claim("Post-processing improves SFT", "sft, post-processed", "sft", quick=True),
@@ -63,8 +74,14 @@ EXPERIMENT = Experiment(
         Claim("The length penalty helps a learned reward", "ppo_learned", "ppo_learned_alone", decoding="sampled"),
         Claim("DPO on the same pairs beats SFT", "dpo", "sft"),
         Claim("DPO on the same pairs beats SFT", "dpo", "sft", decoding="sampled"),
-        Claim("PPO, with twice the optimiser steps, beats GRPO", "ppo", "grpo"),
-        Claim("PPO, with twice the optimiser steps, beats GRPO", "ppo", "grpo", decoding="sampled"),
+        *(
+            Claim(said, "ppo", rival, decoding=decoding)
+            for said, rival in (
+                ("PPO, with twice the optimiser steps, beats GRPO", "grpo"),
+                ("PPO beats GRPO that learns from each completion as often", "grpo_twice"),
+            )
+            for decoding in ("greedy", "sampled")
+        ),
         Claim("RLOO beats GRPO", "rloo", "grpo", decoding="sampled"),
     ],
 )
