@@ -216,7 +216,7 @@ class Experiment:
         environments = {name: json.loads(Path(run, "environment.json").read_text()) for name, run in trained.items()}
         kept = {
             "date": time.strftime("%Y-%m-%d"),
-            "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+            "machine": machine(),
             "versions": next(iter(environments.values()))["versions"],
             "seconds": {name: environment["seconds"] for name, environment in environments.items()},
             "rows": rows,
@@ -297,6 +297,11 @@ def filled(word: str, runs: Mapping[str, str]) -> str:
     for name, run in runs.items():
         word = word.replace(f"{{{name}}}", run)
     return word
+
+
+def machine() -> str:
+    """What it runs on."""
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
 
 
 def without_texts(file: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Re-run the main findings in small and hold them against what is stored: `python experiments/quick.py`, on two cores.
 
 One seed on the work notes, the arms that these need, less training (models_quick.yaml). What is compared is the sign:
-exits with 1 if one comes out the other way.
+exits with 1 if one comes out the other way. `--json FILE` keeps what was found.
 """
 
+import argparse
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import yaml
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from lab import RUNS, Experiment, Task  # noqa: E402
+from lab import RUNS, Experiment, Task, machine  # noqa: E402
 from pages import made  # noqa: E402
 from tables import signed  # noqa: E402
 
@@ -42,7 +44,10 @@ def lines(tried: Experiment, now: dict) -> Iterator[tuple[bool, str]]:
 
 
 def main() -> int:
-    """The number of claims that came out the other way, and what was compared."""
+    """Whether a claim came out the other way; prints, and stores where that is asked for, what was compared."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="where to keep what was found, and how long it took")
+    kept = parser.parse_args().json
     began, told, root = time.monotonic(), [], RUNS / "quick" / TASK.name
     TASK.prepare(None, root, yaml.safe_load((HERE / "models_quick.yaml").read_text()))
     for name in NAMES:
@@ -51,7 +56,11 @@ def main() -> int:
         print("\n", *(f"{line}\n" for _, line in found))
         told += found
     wrong = sum(not same for same, _ in told)
-    print(f"{len(told) - wrong} of {len(told)} as stored, in {(time.monotonic() - began) / 60:.0f} minutes.")
+    minutes = (time.monotonic() - began) / 60
+    print(f"{len(told) - wrong} of {len(told)} as stored, in {minutes:.0f} minutes.")
+    if kept:
+        found = {"machine": machine(), "minutes": round(minutes, 1), "lines": [line for _, line in told]}
+        kept.write_text(json.dumps(found, indent=1) + "\n")
     return min(wrong, 1)
 
 

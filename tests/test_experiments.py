@@ -243,6 +243,20 @@ def test_a_claim_that_comes_out_the_other_way_is_told(monkeypatch):
     assert same and line == f"as stored: b beats a: +0.500 [+0.000, +1.000] now, {signed(stored)} stored"
 
 
+def test_a_quick_run_keeps_what_it_found(tmp_path, monkeypatch, capsys):
+    claim = lab.Claim("b beats a", "b", "a", metric="m", quick=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quick, "NAMES", ("one", "two"))
+    monkeypatch.setattr(quick, "experiment", lambda name: lab.Experiment(Path(name), {}, [claim]))
+    monkeypatch.setattr(lab.Experiment, "stored", lambda self, task: KEPT)
+    runs = {"one": KEPT[0], "two": {"rows": {label: KEPT[0]["rows"][other] for label, other in ("ab", "ba")}}}
+    monkeypatch.setattr(lab.Experiment, "run", lambda self, *words, quick: runs[self.name] if quick else None)
+    monkeypatch.setattr(sys, "argv", ["quick.py", "--json", "kept.json"])
+    assert quick.main() == 1 and "\n1 of 2 as stored, in 0 minutes." in capsys.readouterr().out
+    kept = json.loads(Path("kept.json").read_text())
+    assert kept["minutes"] < 1 and [line[:10] for line in kept["lines"]] == ["as stored:", "THE OTHER "]
+
+
 @pytest.mark.slow
 def test_an_experiment_runs(tmp_path, monkeypatch, capsys):
     """Real stages with next to no training: what a run of a whole experiment does, in small."""
@@ -258,6 +272,27 @@ def test_an_experiment_runs(tmp_path, monkeypatch, capsys):
     kept = json.loads((tmp_path / "results_small" / "notes-0.json").read_text())
     assert set(kept["rows"]) >= {"sft", "sft, post-processed", "grpo", "best_of_8", "oracle_best_of_8"}
     assert set(kept["judged"]) == {"reward"} and set(kept["seconds"]) == set(arms)
-    assert [len(values) for values in kept["rows"]["grpo"]["greedy"].values()] == [4] * 4
+    assert [len(values) for values in kept["rows"]["grpo"]["greedy"].values()] == [4] * 5
+    assert set(kept["rows"]["sft at 0.5"]) == {"sampled"}
+    assert kept["rows"]["sft at 0.5"]["sampled"] != kept["rows"]["sft"]["sampled"]
     shown = capsys.readouterr().out
     assert "| GRPO |" in shown and "GRPO raw beats SFT raw (ROUGE-L, greedy)" in shown
+
+
+@pytest.mark.slow
+def test_a_filter_is_held_against_as_many_pairs_at_random(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    few = {"training.max_steps": 2, "evaluation.rows": 4}
+    models = {"start": "tiny", "stages": {"sft": few, "reward": few, "pairs": {"data.max_rows": 40}}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(models))
+    whole = quick.experiment("perplexity")
+    names = ("sft", "pairs", "kept_0.95", "random_0.95", "reward_random_0.95")
+    tried = replace(whole, folder=tmp_path, arms={name: whole.arms[name] for name in names})
+    tried.main(["notes", "0", "--models", str(tmp_path / "small.yaml")])
+    kept = json.loads((tmp_path / "results_small" / "notes-0.json").read_text())
+    root = tmp_path / lab.RUNS / "small" / "notes" / "seed-0"
+    every, filtered, drawn = (set((root / name / "train.jsonl").read_text().splitlines()) for name in names[1:4])
+    assert 0 < len(filtered) == len(drawn) < len(every) and drawn < every and drawn != filtered
+    assert kept["pairs"]["kept_0.95"]["filter"]["all"]["kept"] == len(filtered)
+    assert set(kept["judged"]) == {"reward_random_0.95"}

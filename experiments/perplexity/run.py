@@ -34,7 +34,7 @@ def learned_from(pairs: str, stage: str, title: str) -> Arm:
     columns = ["preferences.chosen=chosen", "preferences.rejected=rejected", "preferences.negatives=null"]
     changes = [f"data.path={{{pairs}}}", "data.eval_split=validation", *columns]
     rows = [] if stage == "reward" else ["evaluation.rows=8"]  # its texts are measured with all others
-    return Arm(title, stage, changes=[*changes, *rows], quick=pairs in QUICK)
+    return Arm(title, stage, changes=[*changes, *rows], quick=stage == "reward" and pairs in QUICK)
 
 
 SETS = {"pairs": "all pairs"}
@@ -85,6 +85,7 @@ EXPERIMENT = Experiment(
                 f"reward_random_{share}",
                 metric=metric,
                 main=metric == "accuracy",
+                quick=metric == "accuracy" and f"kept_{share}" in QUICK,
             )
             for metric in ("accuracy", "sampled_correlation")
             for share in QUANTILES
