@@ -35,6 +35,7 @@ class Arm:
     stage: str = ""
     start: str | None = "sft"
     changes: Sequence[str] = ()
+    rate: float = 1.0  # times the learning rate of the stage
     make: Callable[[Mapping[str, str], int, Path], None] | None = None
     quick: bool = False  # whether a quick run has it
     tasks: Sequence[str] = ()  # those that have it; all if none is named
@@ -196,7 +197,11 @@ class Experiment:
             words = [f"training.output_dir={runs[name]}", f"training.seed={seed}"]
             if arm.start:
                 words.append(f"model.model_name_or_path={runs[arm.start]}")
-            lastmile("run", str(root / f"{arm.stage}.yaml"), *words, *(filled(word, runs) for word in arm.changes))
+            recipe = root / f"{arm.stage}.yaml"
+            if arm.rate != 1:
+                usual = yaml.safe_load(recipe.read_text())["training"]["learning_rate"]
+                words.append(f"training.learning_rate={arm.rate * usual:g}")
+            lastmile("run", str(recipe), *words, *(filled(word, runs) for word in arm.changes))
         writers = [runs[name] for name, arm in arms.items() if arm.writes]
         absent = [f"{{{name}}}" for name in self.arms if name not in runs]
         baselines = [filled(text, runs) for text in self.baselines if not any(name in text for name in absent)]

@@ -119,6 +119,21 @@ def test_every_arm_is_a_recipe(name, models, tmp_path, monkeypatch):
                 )
 
 
+def test_a_rate_is_times_that_of_the_stage(tmp_path, monkeypatch):
+    said = []
+
+    def told(*words):
+        said.extend(words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lab, "lastmile", told)
+    task, arm = lab.Task("notes"), lab.Arm("GRPO at three times the rate", "grpo", start=None, rate=3)
+    task.prepare(None, tmp_path, {"start": "tiny", "stages": {"grpo": {"training.learning_rate": 2.0e-6}}})
+    with pytest.raises(KeyboardInterrupt):
+        lab.Experiment(Path("x"), {"a": arm}, []).run(task, 0, tmp_path)
+    assert said[-1] == "training.learning_rate=6e-06"
+
+
 def test_files_are_read_and_the_model_has_their_words(tmp_path):
     from transformers import AutoTokenizer
 

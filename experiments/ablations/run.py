@@ -22,14 +22,12 @@ EXPERIMENT = Experiment(
         "beta_0.5": Arm("KL coefficient 0.5", "grpo", changes=["training.beta=0.5"]),
         "group_4": Arm("groups of 4", "grpo", changes=["training.num_generations=4"]),
         "group_16": Arm("groups of 16", "grpo", changes=["training.num_generations=16"]),
-        "full_3x": Arm("GRPO at three times the rate", "grpo", changes=["training.learning_rate=1.0e-3"]),
-        "full_10x": Arm("GRPO at ten times the rate", "grpo", changes=["training.learning_rate=3.0e-3"]),
+        "full_3x": Arm("GRPO at three times the rate", "grpo", rate=3),
+        "full_10x": Arm("GRPO at ten times the rate", "grpo", rate=10),
         "lora_4": Arm("LoRA, rank 4", "grpo_lora", changes=["model.lora_r=4", "model.lora_alpha=8"]),
         "lora_16": Arm("LoRA, rank 16", "grpo_lora"),
-        "lora_16_3x": Arm(
-            "LoRA, rank 16, at three times the rate", "grpo_lora", changes=["training.learning_rate=1.0e-3"]
-        ),
-        "lora_16_1x": Arm("LoRA, rank 16, at the same rate", "grpo_lora", changes=["training.learning_rate=3.0e-4"]),
+        "lora_16_3x": Arm("LoRA, rank 16, at three times the rate", "grpo_lora", rate=0.3),
+        "lora_16_1x": Arm("LoRA, rank 16, at the same rate", "grpo_lora", rate=0.1),
         "lora_16_bf16": Arm("LoRA, rank 16, bf16", "grpo_lora", changes=["model.dtype=bfloat16"]),
         "lora_16_4bit": Arm(
             "LoRA, rank 16, 4 bits", "grpo_lora", changes=["model.dtype=bfloat16", "model.load_in_4bit=true"]

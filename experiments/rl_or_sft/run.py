@@ -16,9 +16,7 @@ EXPERIMENT = Experiment(
         "sft": Arm("SFT", "sft", start=None, quick=True),
         "grpo": Arm("GRPO", "grpo", quick=True),
         "rloo": Arm("RLOO", "grpo", changes=["method=rloo"]),
-        "grpo_twice": Arm(
-            "GRPO, twice the optimiser steps", "grpo", changes=["training.num_iterations=2", "training.max_steps=80"]
-        ),
+        "grpo_twice": Arm("GRPO, twice the optimiser steps", "grpo_twice"),
         "ppo": Arm("PPO", "ppo"),
         "reward": Arm("the reward model", "reward", tasks=WITH_PAIRS),
         "ppo_learned": Arm("PPO, learned reward, length penalty", "ppo_learned", changes=[LEARNED], tasks=WITH_PAIRS),
