@@ -48,33 +48,50 @@ def rouge_factors(tokens: int) -> str:
     return span([row[name]["ratio"] for row in rows for name in ("ours", "ours, new stems")])
 
 
-def differences(name: str, *labels: str) -> str:
-    """Arms of an experiment on the work notes, minus its base."""
-    columns = [(decoding, metric) for metric in ("rouge/rougeL", "facts_right") for decoding in ("greedy", "sampled")]
-    return "\n" + pages.short_table(quick.experiment(name), Task("notes"), labels, columns)
+def differences(name: str, *labels: str, task: str = "notes", metrics: tuple[str, ...] = ()) -> str:
+    """Arms of an experiment minus its base, by some metrics of a task, else by its first two."""
+    of_task = Task(task)
+    columns = [
+        (decoding, metric) for metric in metrics or tuple(of_task.shown)[:2] for decoding in ("greedy", "sampled")
+    ]
+    return "\n" + pages.short_table(quick.experiment(name), of_task, labels, columns)
 
 
+METHODS = (
+    "sft, post-processed",
+    "sft at 0.5",
+    "best_of_8",
+    "grpo",
+    "rloo",
+    "ppo",
+    "ppo_learned",
+    "ppo_learned_alone",
+    "dpo",
+)
 SIGNIFICANCE = "benchmarks/results/significance-*.json"
 
 FIGURES = {  # name -> its text
     "quickstart minutes": lambda: quickstart_minutes("sft", "grpo"),
     "rouge factors": lambda: rouge_factors(120),
-    "choosing methods": lambda: differences(
-        "rl_or_sft",
-        "sft, post-processed",
-        "best_of_8",
-        "grpo",
-        "rloo",
-        "ppo",
-        "ppo_learned",
-        "ppo_learned_alone",
-        "dpo",
-    ),
+    "choosing methods": lambda: differences("rl_or_sft", *METHODS),
+    "choosing clean": lambda: differences("rl_or_sft", *METHODS, metrics=("rouge_clean",)),
+    "choosing methods e2e": lambda: differences("rl_or_sft", *METHODS, task="e2e"),
     "choosing rewards": lambda: differences("ablations", "rouge_alone", "recall_alone"),
     "choosing settings": lambda: differences("ablations", "beta_0.05", "beta_0.5", "group_4", "group_16"),
-    "choosing weights": lambda: differences("ablations", "lora_4", "lora_16", "lora_16_bf16", "lora_16_4bit"),
+    "choosing weights": lambda: differences(
+        "ablations",
+        "full_3x",
+        "full_10x",
+        "lora_4",
+        "lora_16_1x",
+        "lora_16_3x",
+        "lora_16",
+        "lora_16_bf16",
+        "lora_16_4bit",
+    ),
     "choosing critics": lambda: differences("ablations", "ppo", "ppo_joint", "ppo_copy"),
     "choosing guides": lambda: differences("guidance", "sft_more", "anchor", "ppo++_0.3", "aggrevated_0.3", "drpo_0.3"),
+    "quick minutes": lambda: f"{result('experiments/results/quick-*.json')['minutes']:.0f}",
     "significance rows": lambda: "\n" + significance.rows_table(result(SIGNIFICANCE)),
     "significance seeds": lambda: "\n" + significance.seeds_table(result(SIGNIFICANCE)),
     "significance trials": lambda: f"{result(SIGNIFICANCE)['trials']:,}",

@@ -83,7 +83,7 @@ class Task:
 
     @property
     def shown(self) -> dict[str, str]:
-        """Metric -> column of the tables; rewards are about the first and never about the second."""
+        """Metric -> column of the tables; rewards are about the first and, but for one stage, never the second."""
         return self.said["shown"]
 
     @property
@@ -96,10 +96,12 @@ class Task:
         values = said("stages", stage)
         values["data"] = {"path": str(folder / "data"), **self.said["data"]}
         values["evaluation"] = {
-            "rows": 300, "max_new_tokens": self.said["longest"], "batch_size": 100, "metrics": self._metrics(),
+            "rows": 300, "max_new_tokens": self.said["longest"], "batch_size": 100,
+            "metrics": with_phrases(self.said["metrics"]),
         }  # fmt: skip
         values.setdefault("training", {})
         if "rewards" in values:
+            values["rewards"] = with_phrases(values["rewards"])
             values["training"]["max_completion_length"] = self.said["longest"]
         if "preferences" in values and "pairs" in self.said:
             values["preferences"] = dict(self.said["pairs"])
@@ -112,18 +114,6 @@ class Task:
                 section, name = key.split(".")
                 values[section][name] = value
         return values
-
-    def _metrics(self) -> list[Any]:
-        from lastmile_trl.recipe import load
-
-        def whole(metric: Any) -> Any:
-            if not (isinstance(metric, dict) and isinstance(metric.get("slots", {}).get("phrases"), str)):
-                return metric
-            shipped = load(metric["slots"]["phrases"]).evaluation.metrics
-            [phrases] = [m["slots"]["phrases"] for m in shipped if isinstance(m, dict) and "slots" in m]
-            return {"slots": metric["slots"] | {"phrases": phrases}}
-
-        return [whole(metric) for metric in self.said["metrics"]]
 
     def prepare(self, given: Path | None, folder: Path, models: Mapping[str, Any]) -> None:
         """Write the recipes of all stages and, where rows come from files, these and an untrained model."""
@@ -279,6 +269,20 @@ def said(kind: str, name: str) -> dict[str, Any]:
     for key, section in values.items():
         whole[key] = {**whole.get(key, {}), **section} if isinstance(section, dict) else section
     return whole
+
+
+def with_phrases(entries: Iterable[Any]) -> list[Any]:
+    """Metrics or rewards, with the phrases of `slots` where they name a recipe that has them."""
+    from lastmile_trl.recipe import load
+
+    def whole(entry: Any) -> Any:
+        if not (isinstance(entry, dict) and isinstance(entry.get("slots", {}).get("phrases"), str)):
+            return entry
+        shipped = load(entry["slots"]["phrases"]).evaluation.metrics
+        [phrases] = [metric["slots"]["phrases"] for metric in shipped if isinstance(metric, dict) and "slots" in metric]
+        return {"slots": entry["slots"] | {"phrases": phrases}}
+
+    return [whole(entry) for entry in entries]
 
 
 def lastmile(*words: str) -> None:

@@ -17,6 +17,7 @@ EXPERIMENT = Experiment(
         "grpo": Arm("GRPO", "grpo", quick=True),
         "rloo": Arm("RLOO", "grpo", changes=["method=rloo"]),
         "grpo_twice": Arm("GRPO, twice the optimiser steps", "grpo_twice"),
+        "grpo_facts": Arm("GRPO, facts rewarded too", "grpo_facts", tasks=("e2e",)),
         "ppo": Arm("PPO", "ppo"),
         "reward": Arm("the reward model", "reward", tasks=WITH_PAIRS),
         "ppo_learned": Arm("PPO, learned reward, length penalty", "ppo_learned", changes=[LEARNED], tasks=WITH_PAIRS),
@@ -59,6 +60,14 @@ EXPERIMENT = Experiment(
         ),
         Claim("GRPO beats SFT in facts, which nobody rewards", "grpo", "sft", metric="facts"),
         Claim("GRPO beats SFT in facts, which nobody rewards", "grpo", "sft", metric="facts", decoding="sampled"),
+        *(
+            Claim(said, "grpo_facts", "sft", metric, decoding)
+            for said, metric in (
+                ("GRPO with facts rewarded beats SFT in facts", "facts"),
+                ("GRPO with facts rewarded beats SFT", ""),
+            )
+            for decoding in ("greedy", "sampled")
+        ),
         Claim("Post-processing improves SFT", "sft, post-processed", "sft", quick=True),
         Claim("Post-processing improves SFT", "sft, post-processed", "sft", decoding="sampled"),
         Claim("Post-processing closes more than half of the way to GRPO", "sft, post-processed", ("sft", "grpo")),
