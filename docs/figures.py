@@ -76,6 +76,7 @@ FIGURES = {  # name -> its text
     "choosing methods": lambda: differences("rl_or_sft", *METHODS),
     "choosing clean": lambda: differences("rl_or_sft", *METHODS, metrics=("rouge_clean",)),
     "choosing methods e2e": lambda: differences("rl_or_sft", *METHODS, task="e2e"),
+    "choosing facts": lambda: differences("rl_or_sft", "grpo", "grpo_facts", task="e2e"),
     "choosing rewards": lambda: differences("ablations", "rouge_alone", "recall_alone"),
     "choosing settings": lambda: differences("ablations", "beta_0.05", "beta_0.5", "group_4", "group_16"),
     "choosing weights": lambda: differences(

@@ -3,7 +3,7 @@
 import random
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -14,6 +14,11 @@ from lab import Arm, Claim, Experiment  # noqa: E402
 QUANTILES = (0.5, 0.8, 0.95)  # the upper bound: as surprising as this share of the model's own samples
 ALONE = ("lower_quantile=null", "balance=null", "length_ratio=null", "min_kept=0.01")  # what else a filter would ask
 QUICK = ("kept_0.5", "random_0.5")
+
+
+def tasks_of(share: float) -> tuple[str, ...]:
+    """Those that have the threshold: the middle one is for the work notes alone."""
+    return ("notes",) if share == QUANTILES[1] else ()
 
 
 def at_random(kept: str) -> Callable[[Mapping[str, str], int, Path], None]:
@@ -29,17 +34,17 @@ def at_random(kept: str) -> Callable[[Mapping[str, str], int, Path], None]:
     return make
 
 
-def learned_from(pairs: str, stage: str, title: str) -> Arm:
+def learned_from(pairs: str, stage: str, title: str, tasks: Sequence[str]) -> Arm:
     """DPO or a reward model; held-out pairs are never filtered."""
     columns = ["preferences.chosen=chosen", "preferences.rejected=rejected", "preferences.negatives=null"]
     changes = [f"data.path={{{pairs}}}", "data.eval_split=validation", *columns]
     rows = [] if stage == "reward" else ["evaluation.rows=8"]  # its texts are measured with all others
-    return Arm(title, stage, changes=[*changes, *rows], quick=stage == "reward" and pairs in QUICK)
+    return Arm(title, stage, changes=[*changes, *rows], quick=stage == "reward" and pairs in QUICK, tasks=tasks)
 
 
-SETS = {"pairs": "all pairs"}
-SETS |= {f"kept_{share}": f"kept at {share}" for share in QUANTILES}
-SETS |= {f"random_{share}": f"at random, as many as at {share}" for share in QUANTILES}
+SETS = {"pairs": ("all pairs", ())}  # name -> what the tables call it, and its tasks
+SETS |= {f"kept_{share}": (f"kept at {share}", tasks_of(share)) for share in QUANTILES}
+SETS |= {f"random_{share}": (f"at random, as many as at {share}", tasks_of(share)) for share in QUANTILES}
 EXPERIMENT = Experiment(
     HERE,
     arms={
@@ -47,8 +52,9 @@ EXPERIMENT = Experiment(
         "pairs": Arm("all pairs", "pairs", quick=True),
         **{
             f"kept_{share}": Arm(
-                SETS[f"kept_{share}"],
+                f"kept at {share}",
                 "pairs",
+                tasks=tasks_of(share),
                 changes=[f"preferences.filter.{said}" for said in (f"quantile={share}", *ALONE)],
                 quick=f"kept_{share}" in QUICK,
             )
@@ -56,12 +62,18 @@ EXPERIMENT = Experiment(
         },
         **{
             f"random_{share}": Arm(
-                SETS[f"random_{share}"], make=at_random(f"kept_{share}"), quick=f"random_{share}" in QUICK
+                f"at random, as many as at {share}",
+                make=at_random(f"kept_{share}"),
+                tasks=tasks_of(share),
+                quick=f"random_{share}" in QUICK,
             )
             for share in QUANTILES
         },
-        **{f"reward_{pairs}": learned_from(pairs, "reward", f"reward model, {said}") for pairs, said in SETS.items()},
-        **{f"dpo_{pairs}": learned_from(pairs, "dpo", f"DPO, {said}") for pairs, said in SETS.items()},
+        **{
+            f"reward_{pairs}": learned_from(pairs, "reward", f"reward model, {said[0]}", said[1])
+            for pairs, said in SETS.items()
+        },
+        **{f"dpo_{pairs}": learned_from(pairs, "dpo", f"DPO, {said[0]}", said[1]) for pairs, said in SETS.items()},
     },
     tasks=("notes", "e2e_pref"),
     claims=[

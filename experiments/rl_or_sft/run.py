@@ -58,13 +58,22 @@ EXPERIMENT = Experiment(
             Claim("GRPO comes nearer to clean summaries, which nobody rewards", "grpo", "sft", "rouge_clean", decoding)
             for decoding in ("greedy", "sampled")
         ),
+        Claim(
+            "GRPO's samples come nearer to clean summaries than SFT's at 0.5",
+            "grpo",
+            "sft at 0.5",
+            "rouge_clean",
+            "sampled",
+        ),
         Claim("GRPO beats SFT in facts, which nobody rewards", "grpo", "sft", metric="facts"),
         Claim("GRPO beats SFT in facts, which nobody rewards", "grpo", "sft", metric="facts", decoding="sampled"),
         *(
-            Claim(said, "grpo_facts", "sft", metric, decoding)
-            for said, metric in (
-                ("GRPO with facts rewarded beats SFT in facts", "facts"),
-                ("GRPO with facts rewarded beats SFT", ""),
+            Claim(f"GRPO with facts rewarded beats {said}", "grpo_facts", rival, metric, decoding)
+            for said, rival, metric in (
+                ("GRPO without in facts", "grpo", "facts"),
+                ("GRPO without", "grpo", ""),
+                ("SFT in facts", "sft", "facts"),
+                ("SFT", "sft", ""),
             )
             for decoding in ("greedy", "sampled")
         ),
