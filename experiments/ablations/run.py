@@ -60,6 +60,15 @@ EXPERIMENT = Experiment(
             )
             for decoding in ("greedy", "sampled")
         ),
+        *(
+            Claim(
+                "LoRA of rank 16 at ten times the rate beats full fine-tuning at three times, the best of each",
+                "lora_16",
+                "full_3x",
+                decoding=decoding,
+            )
+            for decoding in ("greedy", "sampled")
+        ),
         Claim("LoRA of rank 16 beats rank 4", "lora_16", "lora_4", decoding="sampled"),
         Claim("32-bit weights under LoRA beat bf16", "lora_16", "lora_16_bf16", decoding="sampled"),
         Claim("bf16 weights under LoRA beat 4 bits", "lora_16_bf16", "lora_16_4bit", decoding="sampled"),
