@@ -206,7 +206,7 @@ class Experiment:
         for temperature in () if quick else self.temperatures:
             output = folder / f"evaluate-{self.name}-{temperature}"
             cooler = evaluated([runs[self.base]], root, output, f"evaluation.temperature={temperature}")
-            rows[at(self.base, temperature)] = {"sampled": rows_of(cooler, task)[self.base]["sampled"]}
+            rows[f"{self.base} at {temperature}"] = {"sampled": rows_of(cooler, task)[self.base]["sampled"]}
         trained = {name: run for name, run in runs.items() if not arms[name].make}
         environments = {name: json.loads(Path(run, "environment.json").read_text()) for name, run in trained.items()}
         kept = {
@@ -294,11 +294,6 @@ def evaluated(runs: Sequence[str], root: Path, output: Path, *words: str) -> dic
     """What `lastmile evaluate` finds of runs on the rows that GRPO's recipe holds out."""
     lastmile("evaluate", *runs, "--data", str(root / "grpo.yaml"), "--output", str(output), *words)
     return json.loads((output / "evaluation.json").read_text())
-
-
-def at(label: str, temperature: float) -> str:
-    """What the rows of an arm are called that is sampled at another temperature than the others."""
-    return f"{label} at {temperature}"
 
 
 def filled(word: str, runs: Mapping[str, str]) -> str:

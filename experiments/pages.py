@@ -19,6 +19,7 @@ DECODINGS = ("greedy", "sampled")
 SEEDS = 3  # fewer decide nothing
 JUDGED = {  # what is asked of a reward model -> where its evaluation says it, and the column of the tables
     "accuracy": "held-out pairs ranked right",
+    "hallucinated": "held-out pairs with changed facts ranked right",
     "length_correlation": "correlation with length",
     "sampled_correlation": "correlation with ROUGE-L, SFT's samples",
 }
@@ -35,9 +36,11 @@ def rows(kept: Mapping[str, Any], label: str, decoding: str, metric: str) -> lis
 
 
 def judged(found: Mapping[str, Any], metric: str) -> float | None:
-    """What a reward model's evaluation says; None where scores or lengths are all the same."""
+    """What a reward model's evaluation says; None where it is not asked, or scores or lengths are all the same."""
     if metric == "accuracy":
         return found["all"]["accuracy"]["mean"]
+    if metric == "hallucinated":
+        return found["categories"].get(metric, {}).get("accuracy", {}).get("mean")
     if metric == "length_correlation":
         return found["length_correlation"]
     [sampled] = [sample for sample in found["samples"] if sample["decoding"] == "sampled"]
@@ -85,10 +88,10 @@ def decided(found: Mapping[str, Any]) -> str:
     """What is said of a claim: by its p among all main claims, or by its interval alone."""
     if len(found["by_seed"]) < SEEDS:
         return f"is not judged by fewer than {SEEDS} seeds"
-    shown = found["p_adjusted"] < 0.05 if found.get("p_adjusted") is not None else found["low"] > 0 or found["high"] < 0
-    if not shown:
-        return "is not decided at this size"
-    return "holds" if found["mean"] > 0 else "does not hold: the opposite is shown"
+    apart, corrected = found["low"] > 0 or found["high"] < 0, found.get("p_adjusted")
+    if apart if corrected is None else corrected < 0.05:
+        return "holds" if found["mean"] > 0 else "does not hold: the opposite is shown"
+    return f"is not decided among all main claims (p {corrected:.2f})" if apart else "is not decided at this size"
 
 
 def made(experiment: Experiment, task: Task, results: Results) -> Iterator[tuple[Claim, dict[str, Any]]]:
@@ -183,7 +186,7 @@ def judges_table(experiment: Experiment, results: Results) -> str:
         cells = []
         for metric in JUDGED:
             values = known(judged(kept["judged"][label], metric) for kept in results.values())
-            form = ".3f" if metric == "accuracy" else "+.2f"
+            form = "+.2f" if "correlation" in metric else ".3f"
             seeds = " ".join(format(value, form) for value in values)
             cells.append(f"{fmean(values):{form}} ({seeds})" if values else "–")
         lines.append(f"| {experiment.arms[label].title} | {' | '.join(cells)} |")
@@ -209,14 +212,25 @@ def categories_table(results: Results) -> str:
 
 def pairs_table(experiment: Experiment, results: Results) -> str:
     """What filters kept: a mean over the seeds."""
-    lines = ["| | pairs | kept | chosen is longer, before | after |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| | pairs | kept | most of these are | chosen is longer, before | after |",
+        "|---|---:|---:|---|---:|---:|",
+    ]
     for name, arm in experiment.arms.items():
         found = [kept["pairs"][name]["filter"] for kept in results.values() if "filter" in kept["pairs"].get(name, {})]
         if found:
             cells = [f"{fmean(filter['all'][key] for filter in found):.0f}" for key in ("pairs", "kept")]
+            cells.append(usual_kind(found))
             cells += [f"{fmean(filter['chosen_longer'][key] for filter in found):.0%}" for key in ("before", "after")]
             lines.append(f"| {arm.title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def usual_kind(filters: Sequence[Mapping[str, Any]]) -> str:
+    """The kind of bad answer that most of the kept pairs have, and their share; nothing where there is one kind."""
+    kept = {kind: sum(filter["categories"][kind]["kept"] for filter in filters) for kind in filters[0]["categories"]}
+    kind = max(kept, key=kept.get)
+    return f"{kind}, {kept[kind] / sum(kept.values()):.0%}" if len(kept) > 1 else ""
 
 
 def example(experiment: Experiment, results: Results) -> str:

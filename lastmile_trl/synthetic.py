@@ -422,7 +422,7 @@ def _f1(said: set[str], expected: set[str]) -> float:
 
 
 class RougeClean:
-    """ROUGE-L to the nearest clean summary of its row, which nothing trains on, unlike its noisy references.
+    """ROUGE-L to the nearest clean summary of its row: what a habit adds to one costs, and so does what is left out.
 
     Range 0 to 1. A wrong name or number costs one word.
 

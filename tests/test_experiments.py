@@ -77,7 +77,7 @@ def test_results_are_of_three_seeds_at_least_and_hold_every_arm(name):
 
 
 @pytest.mark.parametrize("name", quick.NAMES)
-def test_a_quick_run_decides_claims_that_are_decided(name):
+def test_a_quick_run_is_asked_for_signs_that_the_stored_intervals_have(name):
     experiment = quick.experiment(name)
     task, arms = quick.TASK, experiment.arms_of("notes", quick=True)
     found = {claim.key: (claim, said) for claim, said in pages.made(experiment, task, experiment.stored("notes"))}
@@ -115,9 +115,30 @@ def test_every_arm_is_a_recipe(name, models, tmp_path, monkeypatch):
             if arm.stage:
                 changes = [lab.filled(change, dict.fromkeys(arms, "runs/x")) for change in arm.changes]
                 recipe = load(folder / f"{arm.stage}.yaml", ["model.model_name_or_path=runs/x", *changes])
-                assert recipe.method == (
-                    changes[0].removeprefix("method=") if "method" in changes[:1] else recipe.method
-                )
+                method = yaml.safe_load((folder / f"{arm.stage}.yaml").read_text())["method"]
+                assert recipe.method == next((c.removeprefix("method=") for c in changes if "method=" in c), method)
+
+
+def test_another_models_file_says_the_rate_of_every_stage_that_trains():
+    """Else a large model would train at the rate of a tiny one."""
+    stages = {file.stem for file in (EXPERIMENTS / "stages").glob("*.yaml")}
+    said = {stage for stage, values in MODELS["models_gpu"]["stages"].items() if "training.learning_rate" in values}
+    assert said == stages - {"pairs"}
+
+
+def test_facts_are_rewarded_as_they_are_measured(tmp_path):
+    recipe = lab.Task("e2e").recipe("grpo_facts", tmp_path, MODELS["models"])
+    rewarded, measured = (
+        next(entry["slots"] for entry in entries if isinstance(entry, dict) and "slots" in entry)
+        for entries in (recipe["rewards"], recipe["evaluation"]["metrics"])
+    )
+    assert rewarded == {**measured, "weight": 1.0} and len(rewarded["phrases"]) > 1
+
+
+def test_the_usual_kind_of_kept_pairs():
+    filters = [{"categories": {"a": {"kept": 1}, "b": {"kept": kept}}} for kept in (2, 5)]
+    assert pages.usual_kind(filters) == "b, 78%"  # 7 of 9
+    assert pages.usual_kind([{"categories": {"pairs": {"kept": 9}}}]) == ""
 
 
 def test_a_rate_is_times_that_of_the_stage(tmp_path, monkeypatch):
@@ -169,6 +190,7 @@ KEPT = {
         "judged": {
             "r": {
                 "all": {"accuracy": {"mean": 0.9 + shift}},
+                "categories": {"hallucinated": {"accuracy": {"mean": 0.7}}},
                 "length_correlation": 0.25,
                 "samples": [{"decoding": "sampled", "correlation": {"metric": -0.5}}],
             }
@@ -191,6 +213,8 @@ def test_a_reward_model_differs_between_seeds_alone():
     one = pages.judged(KEPT[0]["judged"]["r"], "accuracy"), pages.judged(KEPT[1]["judged"]["r"], "accuracy")
     assert one == (0.9, 1.4)
     assert pages.judged(KEPT[0]["judged"]["r"], "sampled_correlation") == -0.5
+    assert pages.judged(KEPT[0]["judged"]["r"], "hallucinated") == 0.7
+    assert pages.judged({"categories": {"pairs": {"accuracy": {"mean": 0.7}}}}, "hallucinated") is None
     two = {seed: {"judged": {"r": kept["judged"]["r"], "s": KEPT[0]["judged"]["r"]}} for seed, kept in KEPT.items()}
     found = pages.difference(two, "r", ["s"], "greedy", "accuracy")
     assert found["mean"] == pytest.approx(0.25)
@@ -203,7 +227,11 @@ def test_a_reward_model_differs_between_seeds_alone():
         ({"mean": 0.15, "low": 0.1, "high": 0.2}, "holds"),
         ({"mean": -0.15, "low": -0.2, "high": -0.1}, "does not hold: the opposite is shown"),
         ({"mean": 0.05, "low": -0.1, "high": 0.2}, "is not decided at this size"),
-        ({"mean": 0.15, "low": 0.1, "high": 0.2, "p_adjusted": 0.06}, "is not decided at this size"),
+        (
+            {"mean": 0.15, "low": 0.1, "high": 0.2, "p_adjusted": 0.06},
+            "is not decided among all main claims (p 0.06)",
+        ),
+        ({"mean": 0.15, "low": -0.1, "high": 0.2, "p_adjusted": 0.6}, "is not decided at this size"),
         ({"mean": -0.15, "low": -0.2, "high": 0.1, "p_adjusted": 0.04}, "does not hold: the opposite is shown"),
         ({"mean": 0.15, "low": 0.1, "high": 0.2, "by_seed": [0.1, 0.2]}, "is not judged by fewer than 3 seeds"),
     ],
@@ -309,6 +337,7 @@ def test_a_filter_is_held_against_as_many_pairs_at_random(tmp_path, monkeypatch)
     kept = json.loads((tmp_path / "results_small" / "notes-0.json").read_text())
     root = tmp_path / lab.RUNS / "small" / "notes" / "seed-0"
     every, filtered, drawn = (set((root / name / "train.jsonl").read_text().splitlines()) for name in names[1:4])
+    assert len({(root / name / "validation.jsonl").read_text() for name in names[1:4]}) == 1
     assert 0 < len(filtered) == len(drawn) < len(every) and drawn < every and drawn != filtered
     assert kept["pairs"]["kept_0.95"]["filter"]["all"]["kept"] == len(filtered)
     assert set(kept["judged"]) == {"reward_random_0.95"}

@@ -5,7 +5,7 @@ import pytest
 
 from lastmile_trl import synthetic
 from lastmile_trl.errors import InputError
-from lastmile_trl.synthetic import FactF1, FactsRight, Invented, facts_in, load
+from lastmile_trl.synthetic import FactF1, FactsRight, Invented, RougeClean, facts_in, load
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,13 @@ def test_clean_references_name_all_facts_and_nothing_else(train):
         assert FactsRight()(row["clean"], [row["facts"]] * 4) == [1.0] * 4
         assert FactF1()(row["clean"], [row["facts"]] * 4) == [1.0] * 4
         assert Invented()(row["clean"], note=[row["note"]] * 4) == [0.0] * 4
+
+
+def test_only_a_habit_leads_away_from_the_clean_summaries(train):
+    for row in train[:200]:
+        texts = [row["summary"], *row["clean"]]
+        noisy, *clean = RougeClean()(texts, [row["clean"]] * len(texts))
+        assert set(clean) == {1.0} and (noisy == 1.0) == (row["summary"] in row["clean"])
 
 
 def test_a_summary_is_a_clean_one_and_what_a_habit_adds(train):

@@ -62,17 +62,21 @@ EXPERIMENT = Experiment(
         ),
         *(
             Claim(
-                "LoRA of rank 16 at ten times the rate beats full fine-tuning at three times, the best of each",
+                f"LoRA of rank 16 at ten times the rate {said} full fine-tuning at three times",
                 "lora_16",
                 "full_3x",
-                decoding=decoding,
+                metric,
+                decoding,
             )
+            for said, metric in (("beats", ""), ("keeps more facts than", "facts"))
             for decoding in ("greedy", "sampled")
         ),
         Claim("LoRA of rank 16 beats rank 4", "lora_16", "lora_4", decoding="sampled"),
         Claim("32-bit weights under LoRA beat bf16", "lora_16", "lora_16_bf16", decoding="sampled"),
         Claim("bf16 weights under LoRA beat 4 bits", "lora_16_bf16", "lora_16_4bit", decoding="sampled"),
         Claim("bf16 weights under LoRA beat 4 bits", "lora_16_bf16", "lora_16_4bit"),
+        Claim("32-bit weights under LoRA beat 4 bits", "lora_16", "lora_16_4bit", decoding="sampled"),
+        Claim("Groups of 16 keep more facts than groups of 8", "group_16", "grpo", metric="facts", decoding="sampled"),
         Claim("LoRA in 4 bits beats SFT", "lora_16_4bit", "sft", main=True),
         Claim("A critic of its own beats a shared one", "ppo_copy", "ppo"),
         Claim("A critic of its own beats a shared one", "ppo_copy", "ppo", decoding="sampled"),

@@ -3,7 +3,7 @@
 import random
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -12,13 +12,8 @@ sys.path.insert(0, str(HERE.parent))
 from lab import Arm, Claim, Experiment  # noqa: E402
 
 QUANTILES = (0.5, 0.8, 0.95)  # the upper bound: as surprising as this share of the model's own samples
+ON_NOTES_ALONE, QUICK = 0.8, 0.5
 ALONE = ("lower_quantile=null", "balance=null", "length_ratio=null", "min_kept=0.01")  # what else a filter would ask
-QUICK = ("kept_0.5", "random_0.5")
-
-
-def tasks_of(share: float) -> tuple[str, ...]:
-    """Those that have the threshold: the middle one is for the work notes alone."""
-    return ("notes",) if share == QUANTILES[1] else ()
 
 
 def at_random(kept: str) -> Callable[[Mapping[str, str], int, Path], None]:
@@ -34,46 +29,36 @@ def at_random(kept: str) -> Callable[[Mapping[str, str], int, Path], None]:
     return make
 
 
-def learned_from(pairs: str, stage: str, title: str, tasks: Sequence[str]) -> Arm:
+def sets(share: float) -> dict[str, Arm]:
+    """What a filter keeps, and as many pairs at random."""
+    kept, filter = f"kept_{share}", (f"quantile={share}", *ALONE)
+    where = {"tasks": ("notes",) if share == ON_NOTES_ALONE else (), "quick": share == QUICK}
+    return {
+        kept: Arm(f"kept at {share}", "pairs", changes=[f"preferences.filter.{said}" for said in filter], **where),
+        f"random_{share}": Arm(f"at random, as many as at {share}", make=at_random(kept), **where),
+    }
+
+
+def learned_from(pairs: str, stage: str, title: str) -> Arm:
     """DPO or a reward model; held-out pairs are never filtered."""
     columns = ["preferences.chosen=chosen", "preferences.rejected=rejected", "preferences.negatives=null"]
     changes = [f"data.path={{{pairs}}}", "data.eval_split=validation", *columns]
     rows = [] if stage == "reward" else ["evaluation.rows=8"]  # its texts are measured with all others
-    return Arm(title, stage, changes=[*changes, *rows], quick=stage == "reward" and pairs in QUICK, tasks=tasks)
+    made = SETS[pairs]
+    quick = stage == "reward" and made.quick and pairs != "pairs"
+    return Arm(f"{title}, {made.title}", stage, changes=[*changes, *rows], tasks=made.tasks, quick=quick)
 
 
-SETS = {"pairs": ("all pairs", ())}  # name -> what the tables call it, and its tasks
-SETS |= {f"kept_{share}": (f"kept at {share}", tasks_of(share)) for share in QUANTILES}
-SETS |= {f"random_{share}": (f"at random, as many as at {share}", tasks_of(share)) for share in QUANTILES}
+SETS = {"pairs": Arm("all pairs", "pairs", quick=True)}
+for share in QUANTILES:
+    SETS |= sets(share)
 EXPERIMENT = Experiment(
     HERE,
     arms={
         "sft": Arm("SFT", "sft", start=None, quick=True),
-        "pairs": Arm("all pairs", "pairs", quick=True),
-        **{
-            f"kept_{share}": Arm(
-                f"kept at {share}",
-                "pairs",
-                tasks=tasks_of(share),
-                changes=[f"preferences.filter.{said}" for said in (f"quantile={share}", *ALONE)],
-                quick=f"kept_{share}" in QUICK,
-            )
-            for share in QUANTILES
-        },
-        **{
-            f"random_{share}": Arm(
-                f"at random, as many as at {share}",
-                make=at_random(f"kept_{share}"),
-                tasks=tasks_of(share),
-                quick=f"random_{share}" in QUICK,
-            )
-            for share in QUANTILES
-        },
-        **{
-            f"reward_{pairs}": learned_from(pairs, "reward", f"reward model, {said[0]}", said[1])
-            for pairs, said in SETS.items()
-        },
-        **{f"dpo_{pairs}": learned_from(pairs, "dpo", f"DPO, {said[0]}", said[1]) for pairs, said in SETS.items()},
+        **SETS,
+        **{f"reward_{pairs}": learned_from(pairs, "reward", "reward model") for pairs in SETS},
+        **{f"dpo_{pairs}": learned_from(pairs, "dpo", "DPO") for pairs in SETS},
     },
     tasks=("notes", "e2e_pref"),
     claims=[
@@ -92,14 +77,19 @@ EXPERIMENT = Experiment(
         ),
         *(
             Claim(
-                f"A reward model of pairs kept at {share} beats one of as many at random",
+                f"A reward model of pairs kept at {share} {said} one of as many at random",
                 f"reward_kept_{share}",
                 f"reward_random_{share}",
                 metric=metric,
                 main=metric == "accuracy",
-                quick=metric == "accuracy" and f"kept_{share}" in QUICK,
+                quick=metric == "accuracy" and share == QUICK,
             )
-            for metric in ("accuracy", "sampled_correlation")
+            for said, metric in (
+                ("beats", "accuracy"),
+                ("beats", "hallucinated"),
+                ("beats", "sampled_correlation"),
+                ("goes with length more than", "length_correlation"),
+            )
             for share in QUANTILES
         ),
     ],
