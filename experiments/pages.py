@@ -181,14 +181,18 @@ def short_table(experiment: Experiment, task: Task, labels: Sequence[str], colum
 def judges_table(experiment: Experiment, results: Results) -> str:
     """The reward models: a mean over the seeds, and every seed's."""
     labels = [name for name in experiment.arms if all(name in kept.get("judged", {}) for kept in results.values())]
-    lines = [f"| | {' | '.join(JUDGED.values())} |", f"|---|{'---:|' * len(JUDGED)}"]
-    for label in labels:
+    columns = {
+        metric: [known(judged(kept["judged"][label], metric) for kept in results.values()) for label in labels]
+        for metric in JUDGED
+    }
+    columns = {metric: values for metric, values in columns.items() if any(values)}
+    lines = [f"| | {' | '.join(JUDGED[metric] for metric in columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for place, label in enumerate(labels):
         cells = []
-        for metric in JUDGED:
-            values = known(judged(kept["judged"][label], metric) for kept in results.values())
+        for metric, column in columns.items():
             form = "+.2f" if "correlation" in metric else ".3f"
-            seeds = " ".join(format(value, form) for value in values)
-            cells.append(f"{fmean(values):{form}} ({seeds})" if values else "–")
+            seeds = " ".join(format(value, form) for value in column[place])
+            cells.append(f"{fmean(column[place]):{form}} ({seeds})" if seeds else "–")
         lines.append(f"| {experiment.arms[label].title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
