@@ -40,7 +40,7 @@ def lines(tried: Experiment, now: dict) -> Iterator[tuple[bool, str]]:
         if claim.quick:
             same = found["mean"] * kept[claim.key]["mean"] > 0
             word = "as stored" if same else "THE OTHER WAY ROUND"
-            yield same, f"{word}: {claim.said}: {signed(found)} now, {signed(kept[claim.key])} stored"
+            yield same, f"{word}: {claim.said}: {found['mean']:+.3f} now, {signed(kept[claim.key])} stored"
 
 
 def main() -> int:

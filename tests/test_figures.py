@@ -100,6 +100,10 @@ NOT_MEASURED = {  # page -> what is no result of ours
     "choosing.md": {
         "0.6 million weights": "a size",
         "95 % interval": "the level",
+        "SFT at 0.5 is": "a temperature",
+        "a temperature of 0.5": "likewise",
+        "ten times the rate of full": "a setting",
+        "at three times.": "likewise",
     },
     "evaluation.md": {
         "for ten minutes and for five times as long": "a setting",
